@@ -1,0 +1,91 @@
+"""What a test can reach, asserted from inside one."""
+
+import os
+import pathlib
+import site
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tools.bazel.hermetic import CACHE_VARIABLES, OFFLINE, THREAD_VARIABLES
+
+RUNFILES = pathlib.Path(os.environ["TEST_SRCDIR"])
+SCRATCH = pathlib.Path(os.environ["TEST_TMPDIR"])
+
+
+def is_standard_library(entry: str) -> bool:
+    return pathlib.Path(entry).is_relative_to(pathlib.Path(sys.base_prefix, "lib"))
+
+
+def test_modules_come_from_the_runfiles_and_the_standard_library_alone() -> None:
+    strangers = [entry for entry in sys.path if not pathlib.Path(entry).is_relative_to(RUNFILES) and not is_standard_library(entry)]
+    assert strangers == []
+    assert not [entry for entry in sys.path if is_standard_library(entry) and "-packages" in entry]
+
+
+def test_no_site_packages_of_the_machine_is_visible_here_or_in_a_child() -> None:
+    assert not any(pathlib.Path(entry).exists() for entry in site.getsitepackages())
+    assert not site.ENABLE_USER_SITE
+    child = subprocess.run([sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True)
+    assert eval(child.stdout) == sys.path
+
+
+def test_the_interpreter_is_the_version_that_the_repository_states() -> None:
+    stated = pathlib.Path(".python-version").read_text().strip()
+    assert "{}.{}".format(*sys.version_info) == stated
+
+
+def test_the_network_is_unreachable() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        with pytest.raises(OSError, match="unreachable"):
+            connection.connect(("192.0.2.1", 80))  # TEST-NET-1: documentation, never a host.
+
+
+def test_loopback_works() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        connection, _ = server.accept()
+        with connection:
+            client.sendall(b"plumb")
+            assert connection.recv(5) == b"plumb"
+
+
+def test_the_shell_that_started_the_test_does_not_leak_into_it() -> None:
+    ours = ("TEST", "PYTHON", "PYTEST", "PLUMBLINE", "RUNFILES", "JAVA_RUNFILES", "RUN_UNDER", "GTEST", "XML_OUTPUT", "BASH_FUNC", "BAZEL")
+    system = {"HOME", "PATH", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TZ", "USER", "LOGNAME", "LC_ALL", "_", "TOKENIZERS_PARALLELISM"}
+    known = {*system, *OFFLINE, *CACHE_VARIABLES, *THREAD_VARIABLES}
+    assert {name for name in os.environ if name not in known and not name.startswith(ours)} == set()
+
+
+def test_homes_and_caches_are_in_the_scratch_directory() -> None:
+    for name in (*CACHE_VARIABLES, "HOME", "TMPDIR"):
+        assert pathlib.Path(os.environ[name]).is_relative_to(SCRATCH), name
+
+
+def test_hubs_are_offline() -> None:
+    assert {name: os.environ[name] for name in OFFLINE} == OFFLINE
+
+
+def test_threads_are_those_of_the_declared_cpus() -> None:
+    assert {os.environ[name] for name in THREAD_VARIABLES} == {"2"}
+
+
+def test_inputs_cannot_be_written() -> None:
+    for path in (pathlib.Path(__file__), RUNFILES / "_main" / ".python-version"):
+        with pytest.raises(OSError, match="Read-only|denied"):
+            path.open("a").close()
+    assert (SCRATCH / "planted").write_text("yes")
+
+
+def test_a_wheel_that_is_no_dependency_is_no_input() -> None:
+    wheels = {path.name.rpartition("pypi__")[2] for path in RUNFILES.iterdir() if "pypi__" in path.name}
+    assert "pytest" in wheels
+    assert not wheels & {"rich", "torch", "transformers"}
+
+
+def test_a_wheel_is_one_directory_with_its_bytecode() -> None:
+    (site_packages,) = RUNFILES.glob("*pypi__pytest/site-packages")
+    assert site_packages.is_symlink()
+    assert list(site_packages.glob("_pytest/__pycache__/*.pyc"))

@@ -1,0 +1,108 @@
+"""The macros, run as the Python that Starlark nearly is: what they refuse, and what they hand to the rules."""
+
+import pathlib
+import types
+from typing import Any
+
+import pytest
+
+BAZEL = pathlib.Path("tools/bazel")
+
+
+class LoadFailure(Exception):
+    """What Starlark's fail() is here."""
+
+
+def fail(message: str) -> None:
+    raise LoadFailure(message)
+
+
+def starlark(file: str, **names: Any) -> dict[str, Any]:
+    """The global names of a .bzl file, given what its load statements would bring."""
+    scope = {"struct": types.SimpleNamespace, "fail": fail, "load": lambda *_, **__: None, **names}
+    exec(compile((BAZEL / file).read_text(), file, "exec"), scope)
+    return scope
+
+
+TABLE = starlark("accelerators.bzl")
+
+
+@pytest.fixture
+def targets() -> list[dict[str, Any]]:
+    """Everything that the macros declared."""
+    return []
+
+
+@pytest.fixture
+def macros(targets: list[dict[str, Any]]):
+    """A function that gives the macros as a BUILD file in `package` sees them."""
+
+    def macros(package: str = "tests/unit/training") -> types.SimpleNamespace:
+        native = types.SimpleNamespace(package_name=lambda: package)
+        rules = {name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")}
+        return types.SimpleNamespace(**starlark("defs.bzl", native=native, **rules, **TABLE))
+
+    return macros
+
+
+def test_a_test_carries_its_tier_and_accelerator_as_tags(macros, targets) -> None:
+    macros("tests/subsystem").py_test(name="x_test", srcs=["x_test.py"])
+    (target,) = targets
+    assert target["tags"] == ["subsystem", "cpu"]
+    assert target["target_compatible_with"] == []
+
+
+def test_each_accelerator_makes_a_target_of_its_own(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-nvidia"], tags=["multi-gpu"])
+    assert [target["name"] for target in targets] == ["x_test", "x_test.gpu-nvidia"]
+    assert targets[1]["tags"] == ["multi-gpu", "unit", "gpu-nvidia"]
+    assert targets[1]["target_compatible_with"] == ["//tools/bazel:gpu-nvidia"]
+
+
+def test_declared_cpus_reach_the_scheduler_and_the_runner(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], cpus=2)
+    assert "cpu:2" in targets[0]["tags"]
+    assert targets[0]["env"]["PLUMBLINE_CPUS"] == "2"
+
+
+def test_pytest_runs_exactly_the_listed_files(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py", "y_test.py"])
+    assert targets[0]["args"] == ["$(rootpath x_test.py)", "$(rootpath y_test.py)"]
+    assert targets[0]["main"] == "//tools/bazel:pytest_runner.py"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"tags": ["gpu"]}, "tag 'gpu': unknown; expected one of manual, multi-gpu."),
+        ({"tags": ["gpu-amd"]}, 'tag \'gpu-amd\': accelerators are not tags. hint: accelerators = ["gpu-amd"]'),
+        ({"tags": ["unit"]}, "tag 'unit': the tier follows from the package."),
+        ({"accelerators": ["nvidia"]}, "accelerators: 'nvidia' is unknown; expected some of cpu, gpu-amd, gpu-intel, gpu-nvidia"),
+        ({"accelerators": []}, "accelerators: empty."),
+        ({"accelerators": ["cpu", "cpu"]}, "accelerators: 'cpu' is named twice"),
+        ({"srcs": []}, "srcs: empty. hint: name the test files"),
+    ],
+)
+def test_a_wrong_word_fails_when_the_file_is_loaded(macros, attributes, message) -> None:
+    with pytest.raises(LoadFailure) as failure:
+        macros().py_test(**{"name": "x_test", "srcs": ["x_test.py"], **attributes})
+    assert message in str(failure.value)
+    assert "//tests/unit/training:x_test" in str(failure.value)
+
+
+def test_a_test_outside_the_tiers_fails(macros) -> None:
+    with pytest.raises(LoadFailure, match="no tier for a test in this package. hint: move it below //tests/<tier>"):
+        macros("training").py_test(name="x_test", srcs=["x_test.py"])
+
+
+@pytest.mark.parametrize("macro", ["py_library", "py_binary"])
+def test_libraries_and_programs_refuse_unknown_tags_too(macros, macro) -> None:
+    with pytest.raises(LoadFailure, match="tag 'fast': unknown"):
+        getattr(macros("training"), macro)(name="x", srcs=["x.py"], tags=["fast"])
+
+
+def test_libraries_and_programs_carry_the_cpu_tag(macros, targets) -> None:
+    macros("training").py_library(name="x", srcs=["x.py"])
+    macros("training").py_binary(name="y", srcs=["y.py"])
+    assert [target["tags"] for target in targets] == [["cpu"], ["cpu"]]
+    assert targets[1]["main"] == "y.py"

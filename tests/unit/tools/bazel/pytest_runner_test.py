@@ -1,0 +1,120 @@
+"""Runs planted targets, built by the real macro, as Bazel would, and reads what they report."""
+
+import os
+import pathlib
+import subprocess
+import xml.etree.ElementTree
+from dataclasses import dataclass
+
+import pytest
+
+PLANTED = pathlib.Path("tests/unit/tools/bazel/planted").absolute()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a planted target left behind."""
+
+    code: int
+    output: str
+    cases: dict[str, str]
+    touched_shard_file: bool
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path):
+    """A function that runs a planted target with more of Bazel's variables and returns a `Run`."""
+
+    def run(name: str, **variables: str) -> Run:
+        report, shard_file, scratch = tmp_path / f"{name}.xml", tmp_path / f"{name}.shard", tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("TEST_", "TESTBRIDGE_", "PYTEST_"))}
+        environment |= {"XML_OUTPUT_FILE": str(report), "TEST_TMPDIR": str(scratch), "TEST_TARGET": f"//planted:{name}"}
+        environment |= {"TEST_SRCDIR": os.environ["TEST_SRCDIR"], "TEST_SHARD_STATUS_FILE": str(shard_file), **variables}
+        command = [str(PLANTED / name), f"tests/unit/tools/bazel/planted/{name}.py"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        cases = {}
+        if report.exists():
+            for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+                cases[case.attrib["name"]] = next((child.tag for child in case), "passed")
+        return Run(done.returncode, done.stdout + done.stderr, cases, shard_file.exists())
+
+    return run
+
+
+def test_a_passing_file_is_green_and_reports_each_case(run) -> None:
+    result = run("passes")
+    assert result.code == 0, result.output
+    assert result.cases == {"test_adds": "passed", "test_subtracts": "passed", "test_draws_the_same_number_each_time": "passed"}
+
+
+def test_a_failing_test_is_red_and_the_others_still_run(run) -> None:
+    result = run("fails")
+    assert result.code != 0
+    assert result.cases == {"test_fails": "failure", "test_passes_after_it": "passed"}
+
+
+def test_fail_fast_stops_at_the_first_failure(run) -> None:
+    result = run("fails", TESTBRIDGE_TEST_RUNNER_FAIL_FAST="1")
+    assert result.code != 0
+    assert result.cases == {"test_fails": "failure"}
+
+
+def test_a_file_without_tests_is_red(run) -> None:
+    result = run("holds_no_test")
+    assert result.code != 0
+    assert "no test was collected; hint: functions are named test_..." in result.output
+
+
+def test_a_run_in_which_every_test_is_skipped_is_red(run) -> None:
+    result = run("skips_all")
+    assert result.code != 0
+    assert "every test was skipped, which proves nothing" in result.output
+
+
+def test_a_file_that_cannot_be_imported_is_red(run) -> None:
+    assert run("errors_at_import").code != 0
+
+
+def test_an_unexpected_pass_is_red(run) -> None:
+    assert run("expects_to_fail").code != 0
+
+
+def test_a_warning_of_our_own_modules_is_an_error(run) -> None:
+    result = run("warns")
+    assert result.code != 0
+    assert result.cases == {"test_our_own_warning_is_an_error": "failure"}
+
+
+def test_a_filter_runs_what_it_names(run) -> None:
+    assert set(run("passes", TESTBRIDGE_TEST_ONLY="test_adds").cases) == {"test_adds"}
+
+
+def test_a_filter_may_be_the_end_of_a_node_id(run) -> None:
+    result = run("passes", TESTBRIDGE_TEST_ONLY="passes.py::TestSeed::test_draws_the_same_number_each_time")
+    assert result.cases == {"test_draws_the_same_number_each_time": "passed"}
+
+
+def test_a_filter_that_matches_nothing_is_red(run) -> None:
+    result = run("passes", TESTBRIDGE_TEST_ONLY="test_divides")
+    assert result.code != 0
+    assert "--test_filter=test_divides matches no test of this target" in result.output
+
+
+def test_shards_share_the_tests_among_them(run) -> None:
+    shards = [run("passes", TEST_TOTAL_SHARDS="2", TEST_SHARD_INDEX=str(index)) for index in range(2)]
+    assert [shard.code for shard in shards] == [0, 0]
+    assert all(shard.touched_shard_file for shard in shards)
+    assert sorted([*shards[0].cases, *shards[1].cases]) == ["test_adds", "test_draws_the_same_number_each_time", "test_subtracts"]
+
+
+def test_more_shards_than_tests_is_red(run) -> None:
+    result = run("passes", TEST_TOTAL_SHARDS="4", TEST_SHARD_INDEX="0")
+    assert result.code != 0
+    assert "3 tests cannot fill 4 shards; hint: lower shard_count" in result.output
+
+
+def test_the_seed_is_printed_with_the_command_that_replays_it(run) -> None:
+    result = run("passes", PLUMBLINE_SEED="7")
+    assert result.code == 0
+    assert "seed 7; replay: ./bazelw test //planted:passes --test_env=PLUMBLINE_SEED=7" in result.output

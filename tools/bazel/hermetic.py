@@ -1,0 +1,40 @@
+"""The environment that a test sees, settled before anything heavy is imported. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import sys
+
+# One thread pool per library would multiply; each reads its own variable, once, when it is first imported.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+# Hubs answer from here or not at all: the network is cut off, and a time-out would only hide that a test asked.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+CACHE_VARIABLES = ("HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+
+
+def settle_environment(scratch: pathlib.Path, cpus: int) -> None:
+    """Points threads, homes and caches of this process and its children at what the target declared.
+
+    Args:
+        scratch: directory of this test alone, gone afterwards.
+        cpus: threads that a library may use.
+    """
+    os.environ.update(OFFLINE)
+    os.environ.update({name: str(cpus) for name in THREAD_VARIABLES})
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if cpus > 1 else "false"
+    os.environ.update({name: str(scratch / "caches" / name.lower()) for name in CACHE_VARIABLES})
+    os.environ["HOME"] = str(scratch / "home")
+    os.environ["TMPDIR"] = str(scratch / "tmp")
+    for name in ("HOME", "TMPDIR"):
+        pathlib.Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds each random generator that is loaded; called before every test, so that one alone runs as among others."""
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)

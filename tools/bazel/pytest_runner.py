@@ -1,0 +1,121 @@
+"""The main program of every py_test: runs pytest on the listed files and speaks Bazel's test protocol.
+
+Usage, by the macro: pytest_runner.py FILE... [-- PYTEST_OPTION...]
+
+What pytest alone would let pass is a failure here: a file without tests, a filter that matches nothing, an empty shard,
+and a run in which every test was skipped. Nothing was proven then.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+
+import pytest
+
+from tools.bazel.hermetic import seed_everything, settle_environment
+
+OUR_OWN = ("training", "tests", "tools")
+
+
+class BazelProtocol:
+    """Shards, seeds, counts, and turns the exit code red when no test has passed or failed."""
+
+    def __init__(self, seed: int) -> None:
+        """Starts with nothing counted."""
+        self.seed = seed
+        self.num_collected = 0
+        self.num_proven = 0
+        self.problem = ""
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Makes warnings that our own modules cause errors; those of the libraries are theirs."""
+        for name in OUR_OWN:
+            config.addinivalue_line("filterwarnings", rf"error:::{name}\..*")
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keeps every n-th test, where Bazel asks for shard i of n."""
+        self.num_collected = len(items)
+        shards, index = int(os.environ.get("TEST_TOTAL_SHARDS", "1")), int(os.environ.get("TEST_SHARD_INDEX", "0"))
+        if shards > 1:
+            if items and len(items) < shards:
+                self.problem = f"{len(items)} tests cannot fill {shards} shards; hint: lower shard_count"
+            config.hook.pytest_deselected(items=[item for at, item in enumerate(items) if at % shards != index])
+            items[:] = items[index::shards]
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Seeds before each test."""
+        seed_everything(self.seed)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Counts what ran to a result."""
+        self.num_proven += not report.skipped and report.when == "call"
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Refuses a green result that rests on nothing."""
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and not session.config.option.collectonly:
+            if not self.num_proven and not self.problem:
+                wanted = os.environ.get("TESTBRIDGE_TEST_ONLY")
+                if session.testscollected:
+                    self.problem = "every test was skipped, which proves nothing"
+                elif wanted:
+                    self.problem = f"--test_filter={wanted} matches no test of this target"
+                else:
+                    self.problem = "no test was collected; hint: functions are named test_..."
+            if self.problem:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Says why a run without a failed test is red."""
+        if self.problem:
+            terminalreporter.write_line(f"ERROR: {self.problem}", red=True, bold=True)
+
+
+def filter_options(wanted: str) -> list[str]:
+    """The pytest options for Bazel's --test_filter: an expression for -k, or the end of node ids (`file_test.py::test_x`)."""
+    return ["-k", wanted.split("::", 1)[1].replace("::", " and ") if "::" in wanted else wanted] if wanted else []
+
+
+def pytest_options(environment: dict[str, str], scratch: pathlib.Path) -> list[str]:
+    """What Bazel's variables mean in pytest's words."""
+    options = ["--import-mode=importlib", "--strict-markers", "-p", "no:cacheprovider", "-c", os.devnull]
+    options += ["--rootdir", os.getcwd(), "--basetemp", str(scratch / "pytest"), "-o", "xfail_strict=true"]
+    options += ["--color=yes" if environment.get("TERM", "dumb") != "dumb" else "--color=no", "-q", "-rs", "--durations=3"]
+    if report := environment.get("XML_OUTPUT_FILE"):
+        options += [f"--junit-xml={report}", "-o", f"junit_suite_name={environment.get('TEST_TARGET', 'pytest')}"]
+    if environment.get("TESTBRIDGE_TEST_RUNNER_FAIL_FAST") == "1":
+        options.append("--exitfirst")
+    return options + filter_options(environment.get("TESTBRIDGE_TEST_ONLY", ""))
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the files before `--` with the pytest options after it; returns the exit code."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    files, extra = arguments[:at], arguments[at + 1 :]
+    scratch = pathlib.Path(os.environ.get("TEST_TMPDIR") or tempfile.mkdtemp(prefix="plumbline-test-"))
+    settle_environment(scratch, cpus=int(os.environ.get("PLUMBLINE_CPUS", "1")))
+    if status := os.environ.get("TEST_SHARD_STATUS_FILE"):
+        pathlib.Path(status).touch()
+    if missing := [file for file in files if not os.path.exists(file)]:
+        print(f"pytest_runner: not among this test's files: {', '.join(missing)}", file=sys.stderr)
+        return 2
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    seed = int(os.environ.get("PLUMBLINE_SEED", "0"))
+    target = os.environ.get("TEST_TARGET", "TARGET")
+    print(f"seed {seed}; replay: ./bazelw test {target} --test_env=PLUMBLINE_SEED={seed} --nocache_test_results", flush=True)
+    protocol = BazelProtocol(seed)
+    try:
+        # Properties are checked on the same examples every time: a cached pass must mean what a fresh one means.
+        import hypothesis
+
+        hypothesis.settings.register_profile("plumbline", derandomize=True, database=None, deadline=None)
+        hypothesis.settings.load_profile("plumbline")
+    except ModuleNotFoundError:
+        pass
+    return int(pytest.main([*pytest_options(dict(os.environ), scratch), *extra, *files], plugins=[protocol]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,20 @@
+"""Where rules_python 0.22 put what it fetched."""
+
+PYTHON = Label("@cpython//:bin/python3")
+
+_HUBS = {
+    "pypi": Label("@wheels_pypi//:BUILD.bazel"),
+    "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
+}
+
+def fetched(lock, package):
+    """The build file of the repository into which rules_python unpacked a locked wheel.
+
+    Args:
+        lock: name of the lock, as in MODULE.bazel.
+        package: normalised name of the distribution, words joined by underscores.
+
+    Returns:
+        A label; making a path of it fetches the wheel.
+    """
+    return Label("@@{}_{}//:BUILD.bazel".format(_HUBS[lock].workspace_name, package))

@@ -1,0 +1,129 @@
+"""`@pypi//torch` and the like: each wheel of a lock as one directory with its bytecode compiled.
+
+rules_python's pip extension fetches and verifies the wheels and unpacks them. What it then offers to a target is a list
+of single files, 48,000 of them for the torch stack, and a sandbox pays for each. So every wheel gets a second repository
+here that holds the same files (hard links), compiled bytecode, and one target whose only input is the directory.
+"""
+
+load("@plumbline_rules_python//:wheels.bzl", "PYTHON", "fetched")
+
+def _normalised(name):
+    return name.lower().replace("-", "_").replace(".", "_")
+
+def _locked(content):
+    """The packages of a requirements lock.
+
+    Args:
+        content: text of a lock, one `name[extra,...]==version` at the start of a line for each package.
+
+    Returns:
+        A dict from normalised name to the list of extras that were asked for.
+    """
+    packages = {}
+    for line in content.split("\n"):
+        if line[:1].isalnum():
+            name, _, extras = line.partition("==")[0].strip().partition("[")
+            packages[_normalised(name)] = [extra.strip() for extra in extras.rstrip("]").split(",") if extra]
+    return packages
+
+_WHEEL_BUILD = """\
+load("{rule}", "wheel")
+
+wheel(
+    name = "{name}",
+    directory = "site-packages",
+    visibility = ["//visibility:public"],
+    deps = {deps},
+)
+"""
+
+def _wheel_repository_impl(rctx):
+    site = rctx.path("site-packages")
+    result = rctx.execute(
+        [
+            rctx.path(rctx.attr.python),
+            "-B",
+            rctx.path(rctx.attr._unpack),
+            rctx.path(rctx.attr.fetched).dirname,
+            site,
+            ",".join(rctx.attr.extras),
+        ],
+        environment = {"PYTHONPATH": str(rctx.path(rctx.attr.packaging).dirname.get_child("site-packages"))},
+        timeout = 1800,
+    )
+    if result.return_code:
+        fail("wheel {}: {}{}".format(rctx.attr.package, result.stdout, result.stderr))
+    deps = []
+    for name in json.decode(result.stdout):
+        package = _normalised(name)
+        if package not in rctx.attr.repositories:
+            fail("wheel {} needs {}, which its lock does not name. hint: ./bazelw run //tools/pypi:lock".format(rctx.attr.package, name))
+        deps.append("@{}//:{}".format(rctx.attr.repositories[package], package))
+    rctx.file("BUILD.bazel", _WHEEL_BUILD.format(
+        deps = json.encode_indent(deps, prefix = "    ", indent = "    ") if deps else "[]",
+        name = rctx.attr.package,
+        rule = Label("//tools/pypi:wheel.bzl"),
+    ))
+
+_wheel_repository = repository_rule(
+    implementation = _wheel_repository_impl,
+    attrs = {
+        "extras": attr.string_list(doc = "Extras of this wheel that the lock asks for."),
+        "fetched": attr.label(doc = "Build file beside which rules_python unpacked the wheel."),
+        "package": attr.string(doc = "Normalised name."),
+        "packaging": attr.label(doc = "The same for the wheel of `packaging`, which evaluates markers."),
+        "python": attr.label(doc = "Interpreter whose bytecode is compiled."),
+        "repositories": attr.string_dict(doc = "Normalised name of every package of the lock and its base -> repository."),
+        "_unpack": attr.label(default = "//tools/pypi:unpack.py"),
+    },
+    doc = "One wheel as one directory, with its dependencies read from its own metadata.",
+)
+
+def _hub_repository_impl(rctx):
+    rctx.file("BUILD.bazel", "")
+    for package, repository in rctx.attr.repositories.items():
+        rctx.file(package + "/BUILD.bazel", """\
+alias(
+    name = "{package}",
+    actual = "@{repository}//:{package}",
+    visibility = ["//visibility:public"],
+)
+""".format(package = package, repository = repository))
+
+_hub_repository = repository_rule(
+    implementation = _hub_repository_impl,
+    attrs = {"repositories": attr.string_dict()},
+    doc = "One package of aliases for each locked wheel; fetches none of them.",
+)
+
+def _pypi_impl(mctx):
+    repositories = {}
+    for module in mctx.modules:
+        for lock in module.tags.lock:
+            base = dict(repositories[lock.base]) if lock.base else {}
+            packages = _locked(mctx.read(lock.requirements))
+            own = {package: "{}__{}".format(lock.name, package) for package in packages}
+            repositories[lock.name] = base | own
+            for package, extras in packages.items():
+                _wheel_repository(
+                    name = own[package],
+                    extras = extras,
+                    fetched = fetched(lock.name, package),
+                    package = package,
+                    packaging = fetched(lock.base or lock.name, "packaging"),
+                    python = PYTHON,
+                    repositories = repositories[lock.name],
+                )
+            _hub_repository(name = lock.name, repositories = own)
+
+pypi = module_extension(
+    implementation = _pypi_impl,
+    doc = "Makes a hub of wheels for each lock.",
+    tag_classes = {
+        "lock": tag_class(attrs = {
+            "base": attr.string(doc = "Name of an earlier lock that provides what this one leaves out."),
+            "name": attr.string(mandatory = True, doc = "Name of the hub repository."),
+            "requirements": attr.label(mandatory = True, doc = "The lock, with hashes."),
+        }),
+    },
+)

@@ -1,0 +1,57 @@
+"""Makes one importable directory of a wheel that rules_python unpacked; prints its requirements as JSON.
+
+Usage: unpack.py FETCHED SITE_PACKAGES EXTRA,EXTRA
+
+Hard links where the file system allows, so torch does not lie on disk twice. Bytecode is compiled here, once, and marked
+as never to be checked against its source: sandboxes cannot write bytecode, and without it an import of the torch stack takes
+three times as long. The directory gets a fixed timestamp: where Bazel looks no deeper than that, equal wheels stay equal.
+"""
+
+import compileall
+import json
+import os
+import pathlib
+import py_compile
+import shutil
+import sys
+from importlib.metadata import Distribution
+
+from packaging.requirements import Requirement
+
+FIXED_TIME = 1_577_836_800  # 2020-01-01, in seconds
+
+
+def link(source: str, target: str) -> None:
+    """Hard-links a file, or copies it where links are not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def requirements(distribution: Distribution, extras: list[str]) -> list[str]:
+    """The names of the distributions that this one needs here, with the given extras."""
+    needed = {
+        requirement.name
+        for requirement in map(Requirement, distribution.requires or [])
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ["", *extras])
+    }
+    return sorted(needed - {distribution.name})
+
+
+def main(fetched: pathlib.Path, site: pathlib.Path, extras: list[str]) -> None:
+    """Links the files, compiles them and prints the requirements."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(fetched / "site-packages", site, copy_function=link, ignore=ignored, symlinks=True)
+    if (fetched / "bin").is_dir():  # Programs, where `pip install --target` puts them and their modules look for them.
+        shutil.copytree(fetched / "bin", site / "bin", copy_function=link, dirs_exist_ok=True)
+    compileall.compile_dir(
+        site, quiet=2, workers=0, stripdir=str(site), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    (metadata,) = site.glob("*.dist-info")
+    os.utime(site, (FIXED_TIME, FIXED_TIME))
+    print(json.dumps(requirements(Distribution.at(metadata), extras)))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [extra for extra in sys.argv[3].split(",") if extra])
