@@ -1,7 +1,10 @@
 """The only door to Python rules: `load("//tools/bazel:defs.bzl", "py_library", "py_binary", "py_test")`."""
 
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
-load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "tag_error", "tier_of")
+load("//tools/bazel:accelerators.bzl", "accelerator_error", "tag_error", "tier_of")
+load("//tools/bazel:closure.bzl", _closure = "closure")
+
+closure = _closure
 
 _RUNNER = "//tools/bazel:pytest_runner.py"
 _RUNNER_DEPS = ["//tools/bazel:runner", "@pypi//pytest"]
@@ -14,6 +17,10 @@ _PYTHON_ENV = {
     "PYTHONNOUSERSITE": "1",
     "PYTHONSAFEPATH": "1",
 }
+
+def _root():
+    """The root of this repository, as the `imports` of a target in the package being loaded."""
+    return ["/".join([".." for _ in native.package_name().split("/")]) if native.package_name() else "."]
 
 def _refuse(name, problem):
     if problem:
@@ -30,7 +37,7 @@ def py_library(name, srcs = [], deps = [], tags = [], **kwargs):
         **kwargs: data, testonly and visibility, as everywhere.
     """
     _refuse(name, tag_error(tags))
-    _py_library(name = name, srcs = srcs, deps = deps, tags = tags + ["cpu"], **kwargs)
+    _py_library(name = name, srcs = srcs, deps = deps, imports = _root(), tags = tags + ["cpu"], **kwargs)
 
 def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     """A Python program.
@@ -44,7 +51,7 @@ def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     """
     _refuse(name, tag_error(tags))
     main = kwargs.pop("main", srcs[0])
-    _py_binary(name = name, srcs = srcs, deps = deps, main = main, tags = tags + ["cpu"], **kwargs)
+    _py_binary(name = name, srcs = srcs, deps = deps, imports = _root(), main = main, tags = tags + ["cpu"], **kwargs)
 
 def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, size = "small", tags = [], **kwargs):
     """Runs pytest on exactly the listed files: one target for each accelerator.
@@ -79,6 +86,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
                 "PLUMBLINE_ACCELERATOR": accelerator,
                 "PLUMBLINE_CPUS": str(cpus),
             } | env,
+            imports = _root(),
             main = _RUNNER,
             tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []),
             target_compatible_with = [] if accelerator == "cpu" else ["//tools/bazel:" + accelerator],

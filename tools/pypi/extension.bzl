@@ -2,7 +2,7 @@
 
 rules_python's pip extension fetches and verifies the wheels and unpacks them. What it then offers to a target is a list
 of single files, 48,000 of them for the torch stack, and a sandbox pays for each. So every wheel gets a second repository
-here that holds the same files (hard links), compiled bytecode, and one target whose only input is the directory.
+here that holds the same files (hard links), compiled bytecode, and one target whose inputs are the directory and its digest.
 """
 
 load("@plumbline_rules_python//:wheels.bzl", "PYTHON", "fetched")
@@ -31,6 +31,7 @@ load("{rule}", "wheel")
 
 wheel(
     name = "{name}",
+    content = "CONTENT",
     directory = "site-packages",
     visibility = ["//visibility:public"],
     deps = {deps},

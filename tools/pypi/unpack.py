@@ -4,10 +4,15 @@ Usage: unpack.py FETCHED SITE_PACKAGES EXTRA,EXTRA
 
 Hard links where the file system allows, so torch does not lie on disk twice. Bytecode is compiled here, once, and marked
 as never to be checked against its source: sandboxes cannot write bytecode, and without it an import of the torch stack takes
-three times as long. The directory gets a fixed timestamp: where Bazel looks no deeper than that, equal wheels stay equal.
+three times as long.
+
+Bazel looks at a source directory's timestamp and no deeper. So the directory gets a fixed one, and a file beside it
+that holds the digest of everything inside: that file is what puts the wheel's content into the key of an action, equal on
+every machine that unpacked the same wheel for the same interpreter.
 """
 
 import compileall
+import hashlib
 import json
 import os
 import pathlib
@@ -27,6 +32,15 @@ def link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def digest(directory: pathlib.Path) -> str:
+    """The SHA-256 of every path and every content below a directory, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(directory)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def requirements(distribution: Distribution, extras: list[str]) -> list[str]:
@@ -49,6 +63,7 @@ def main(fetched: pathlib.Path, site: pathlib.Path, extras: list[str]) -> None:
         site, quiet=2, workers=0, stripdir=str(site), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
     )
     (metadata,) = site.glob("*.dist-info")
+    site.with_name("CONTENT").write_text(f"{digest(site)}\n")
     os.utime(site, (FIXED_TIME, FIXED_TIME))
     print(json.dumps(requirements(Distribution.at(metadata), extras)))
 

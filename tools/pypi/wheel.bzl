@@ -1,4 +1,4 @@
-"""A wheel as a Python dependency whose only file is a directory."""
+"""A wheel as a Python dependency: one directory, and the digest of what is in it."""
 
 load("@rules_python//python:defs.bzl", "PyInfo")
 
@@ -26,7 +26,7 @@ def _wheel_impl(ctx):
     if ctx.attr._form[FormInfo].value == "tree":
         tree = ctx.actions.declare_directory(site.basename)
         ctx.actions.run_shell(
-            inputs = [site],
+            inputs = [site, ctx.file.content],
             outputs = [tree],
             command = 'cp -RLp "$1/." "$2/"',
             arguments = [site.path, tree.path],
@@ -35,7 +35,7 @@ def _wheel_impl(ctx):
         )
         site = tree
     deps = [dep[PyInfo] for dep in ctx.attr.deps]
-    runfiles = ctx.runfiles(files = [site]).merge_all([dep[DefaultInfo].default_runfiles for dep in ctx.attr.deps])
+    runfiles = ctx.runfiles(files = [site, ctx.file.content]).merge_all([dep[DefaultInfo].default_runfiles for dep in ctx.attr.deps])
     return [
         DefaultInfo(files = depset([site]), runfiles = runfiles),
         PyInfo(
@@ -47,6 +47,11 @@ def _wheel_impl(ctx):
 wheel = rule(
     implementation = _wheel_impl,
     attrs = {
+        "content": attr.label(
+            allow_single_file = True,
+            doc = "Digest of the directory's content, which Bazel does not look into.",
+            mandatory = True,
+        ),
         "deps": attr.label_list(doc = "Wheels that this one requires.", providers = [PyInfo]),
         "directory": attr.label(allow_single_file = True, doc = "The site-packages directory.", mandatory = True),
         "_form": attr.label(default = "//tools/pypi:form"),

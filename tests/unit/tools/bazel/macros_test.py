@@ -40,6 +40,7 @@ def macros(targets: list[dict[str, Any]]):
     def macros(package: str = "tests/unit/training") -> types.SimpleNamespace:
         native = types.SimpleNamespace(package_name=lambda: package)
         rules = {name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")}
+        rules["_closure"] = None
         return types.SimpleNamespace(**starlark("defs.bzl", native=native, **rules, **TABLE))
 
     return macros

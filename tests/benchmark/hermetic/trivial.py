@@ -1,0 +1,2 @@
+def test_nothing_takes_no_time() -> None:
+    assert True

@@ -1,0 +1,20 @@
+"""What a target drags into an action, as JSON that a test can hold against a budget."""
+
+def _closure_impl(ctx):
+    closures = {}
+    for target in ctx.attr.targets:
+        files = target[DefaultInfo].default_runfiles.files.to_list()
+        wheels = [file.path for file in files if file.basename == "site-packages"]
+        closures["//{}:{}".format(target.label.package, target.label.name)] = {
+            "num_inputs": len(files),
+            "wheels": sorted([path.split("/")[-2].split("pypi__")[-1] for path in wheels]),
+        }
+    output = ctx.actions.declare_file(ctx.label.name + ".json")
+    ctx.actions.write(output, json.encode_indent(closures) + "\n")
+    return DefaultInfo(files = depset([output]), runfiles = ctx.runfiles([output]))
+
+closure = rule(
+    implementation = _closure_impl,
+    attrs = {"targets": attr.label_list(doc = "Libraries, programs or tests, without accelerators.", mandatory = True)},
+    doc = "Writes `<name>.json`: label -> number of runfiles and names of wheels.",
+)
