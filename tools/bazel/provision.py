@@ -1,13 +1,13 @@
 """Unpacks Debian's Bazel into a per-user directory, without root and without touching the system.
 
-`bazelw` calls this when neither $BAZEL nor a bazelisk or bazel on PATH can serve the wanted series. apt itself downloads
-and verifies the packages, from the mirror that the machine already uses, into a private state directory; `dpkg-deb`
-unpacks them. Everything is made in a directory beside the final one and renamed when complete, under a file lock: a
-killed run leaves nothing that a later one would use, and two at once make one.
+`bazelw` calls this when neither $BAZEL nor a bazelisk or bazel on PATH can serve the wanted series. apt itself
+downloads and verifies the packages, from the mirror that the machine already uses, into a private state directory;
+`dpkg-deb` unpacks them. Everything is made in a directory beside the final one and renamed when complete, under a file
+lock: a killed run leaves nothing that a later one would use, and two at once make one.
 
 Bazel from a package archive differs from the official build in four ways, and each has its function here:
-it is linked against a newer libc (`relink`), finds its Java libraries by absolute path (`relocate`), does not know its own
-release (`label_server`), and comes with rule sets but no registry (`stand_ins`, `write_rc`).
+it is linked against a newer libc (`relink`), finds its Java libraries by absolute path (`relocate`), does not know its
+own release (`label_server`), and comes with rule sets but no registry (`stand_ins`, `write_rc`).
 
 Standard library only; runs on any Python from 3.9 on.
 """
@@ -83,12 +83,16 @@ def run(*command: str | pathlib.Path, env: dict[str, str] | None = None, cwd: pa
 def debian_mirror(etc: pathlib.Path = pathlib.Path("/etc/apt")) -> tuple[str, str]:
     """The (URI, keyring) of the Debian archive that this machine's apt is set up with."""
     sources = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]
-    text = "\n".join(path.read_text(errors="replace") for path in sources if path.suffix in {".list", ".sources"} and path.is_file())
+    text = "\n".join(
+        path.read_text(errors="replace") for path in sources if path.suffix in {".list", ".sources"} and path.is_file()
+    )
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     uri = re.search(r"\b(?:https?|file|mirror\+file)://?\S+?/debian/?(?=\s|$)", "\n".join(lines))
     keyrings = sorted(pathlib.Path("/usr/share/keyrings").glob("debian-archive-keyring.*g*"))
     if not uri or not keyrings:
-        raise ProvisionError("apt on this machine names no Debian archive. hint: install bazelisk and run again, or set BAZEL")
+        raise ProvisionError(
+            "apt on this machine names no Debian archive. hint: install bazelisk and run again, or set BAZEL"
+        )
     return uri.group(0), str(keyrings[0])
 
 
@@ -173,10 +177,14 @@ def relink(root: pathlib.Path, final: pathlib.Path) -> None:
     rpath = ":".join(str(final / path) for path in (libraries, java_libraries, java_libraries / "server"))
     programs = [root / "usr/bin/bazel", *root.glob("usr/libexec/*/bazel/*"), *java.glob("bin/*")]
     programs += [java / "lib/jspawnhelper", java / "lib/jexec"]
-    patchelf = [loader, "--library-path", libc.parent, root / "usr/bin/patchelf"]
+    patchelf: list[str | pathlib.Path] = [loader, "--library-path", libc.parent, root / "usr/bin/patchelf"]
     for path in filter(is_elf, programs):
-        run(*patchelf, "--set-interpreter", final / libraries / loader.name, "--force-rpath", "--set-rpath", rpath, path)
-    for path in filter(is_elf, [*java.rglob("*.so"), *root.glob("usr/lib/*/bazel/*.so"), *root.glob("usr/lib/*/jni/*.so")]):
+        run(
+            *patchelf, "--set-interpreter", final / libraries / loader.name, "--force-rpath", "--set-rpath", rpath, path
+        )
+    for path in filter(
+        is_elf, [*java.rglob("*.so"), *root.glob("usr/lib/*/bazel/*.so"), *root.glob("usr/lib/*/jni/*.so")]
+    ):
         run(*patchelf, "--force-rpath", "--set-rpath", rpath, path)
 
 
@@ -263,8 +271,8 @@ def provision(series: str, root: pathlib.Path) -> None:
     for command in ("apt-get", "dpkg-deb"):
         if not shutil.which(command):
             raise ProvisionError(
-                f"no bazelisk or bazel on PATH can serve {series}.x, and without `{command}` there is no Debian package "
-                "to fall back on. hint: install bazelisk and run again, or set BAZEL to a Bazel binary"
+                f"no bazelisk or bazel on PATH can serve {series}.x, and without `{command}` no Debian package can "
+                "be unpacked. hint: install bazelisk and run again, or set BAZEL to a Bazel binary"
             )
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{root.name}.partial-", dir=root.parent) as scratch:

@@ -55,7 +55,10 @@ class BazelProtocol:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Refuses a green result that rests on nothing."""
-        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and not session.config.option.collectonly:
+        if (
+            exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+            and not session.config.option.collectonly
+        ):
             if not self.num_proven and not self.problem:
                 wanted = os.environ.get("TESTBRIDGE_TEST_ONLY")
                 if session.testscollected:
@@ -74,7 +77,7 @@ class BazelProtocol:
 
 
 def filter_options(wanted: str) -> list[str]:
-    """The pytest options for Bazel's --test_filter: an expression for -k, or the end of node ids (`file_test.py::test_x`)."""
+    """The pytest options for Bazel's --test_filter: an expression for -k, or the end of a node id."""
     return ["-k", wanted.split("::", 1)[1].replace("::", " and ") if "::" in wanted else wanted] if wanted else []
 
 
@@ -82,7 +85,12 @@ def pytest_options(environment: dict[str, str], scratch: pathlib.Path) -> list[s
     """What Bazel's variables mean in pytest's words."""
     options = ["--import-mode=importlib", "--strict-markers", "-p", "no:cacheprovider", "-c", os.devnull]
     options += ["--rootdir", os.getcwd(), "--basetemp", str(scratch / "pytest"), "-o", "xfail_strict=true"]
-    options += ["--color=yes" if environment.get("TERM", "dumb") != "dumb" else "--color=no", "-q", "-rs", "--durations=3"]
+    options += [
+        "--color=yes" if environment.get("TERM", "dumb") != "dumb" else "--color=no",
+        "-q",
+        "-rs",
+        "--durations=3",
+    ]
     if report := environment.get("XML_OUTPUT_FILE"):
         options += [f"--junit-xml={report}", "-o", f"junit_suite_name={environment.get('TEST_TARGET', 'pytest')}"]
     if environment.get("TESTBRIDGE_TEST_RUNNER_FAIL_FAST") == "1":
@@ -104,7 +112,10 @@ def main(arguments: list[str]) -> int:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     seed = int(os.environ.get("PLUMBLINE_SEED", "0"))
     target = os.environ.get("TEST_TARGET", "TARGET")
-    print(f"seed {seed}; replay: ./bazelw test {target} --test_env=PLUMBLINE_SEED={seed} --nocache_test_results", flush=True)
+    print(
+        f"seed {seed}; replay: ./bazelw test {target} --test_env=PLUMBLINE_SEED={seed} --nocache_test_results",
+        flush=True,
+    )
     protocol = BazelProtocol(seed)
     try:
         # Properties are checked on the same examples every time: a cached pass must mean what a fresh one means.

@@ -1,8 +1,8 @@
 """`./bazelw run //tools/bench:hermetic`: what the torch stack costs a hermetic test that does not import it.
 
 Four trivial tests that depend on nothing and four that depend on torch, transformers, peft and deepspeed, in turn, all
-sandboxed, network off, nothing cached but the wheels. Reports the minimum, median and maximum of each and the ratio pair by
-pair: on a shared machine only what was measured side by side can be compared.
+sandboxed, network off, nothing cached but the wheels. Reports the minimum, median and maximum of each and the ratio
+pair by pair: on a shared machine only what was measured side by side can be compared.
 """
 
 import argparse
@@ -29,7 +29,14 @@ def seconds(bazel: str, workspace: str, contender: str) -> float:
     Raises:
         SystemExit: a test failed, so the time means nothing.
     """
-    command = [bazel, "test", "--nocache_test_results", "--noshow_progress", "--ui_event_filters=-info", *targets(contender)]
+    command = [
+        bazel,
+        "test",
+        "--nocache_test_results",
+        "--noshow_progress",
+        "--ui_event_filters=-info",
+        *targets(contender),
+    ]
     started = time.monotonic()
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -43,7 +50,8 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
     figures = {f"{CONTENDERS[name]}, seconds": values for name, values in times.items()} | {"ratio": ratios}
     return {
-        title: {"min": min(values), "median": statistics.median(values), "max": max(values)} for title, values in figures.items()
+        title: {"min": min(values), "median": statistics.median(values), "max": max(values)}
+        for title, values in figures.items()
     }
 
 

@@ -57,6 +57,8 @@ def _wheel_repository_impl(rctx):
     deps = []
     for name in json.decode(result.stdout):
         package = _normalised(name)
+        if package in rctx.attr.left_out:
+            continue
         if package not in rctx.attr.repositories:
             fail("wheel {} needs {}, which its lock does not name. hint: ./bazelw run //tools/pypi:lock".format(rctx.attr.package, name))
         deps.append("@{}//:{}".format(rctx.attr.repositories[package], package))
@@ -71,6 +73,7 @@ _wheel_repository = repository_rule(
     attrs = {
         "extras": attr.string_list(doc = "Extras of this wheel that the lock asks for."),
         "fetched": attr.label(doc = "Build file beside which rules_python unpacked the wheel."),
+        "left_out": attr.string_list(doc = "Normalised names of requirements to do without."),
         "package": attr.string(doc = "Normalised name."),
         "packaging": attr.label(doc = "The same for the wheel of `packaging`, which evaluates markers."),
         "python": attr.label(doc = "Interpreter whose bytecode is compiled."),
@@ -110,6 +113,7 @@ def _pypi_impl(mctx):
                     name = own[package],
                     extras = extras,
                     fetched = fetched(lock.name, package),
+                    left_out = [_normalised(name) for name in lock.left_out],
                     package = package,
                     packaging = fetched(lock.base or lock.name, "packaging"),
                     python = PYTHON,
@@ -123,6 +127,7 @@ pypi = module_extension(
     tag_classes = {
         "lock": tag_class(attrs = {
             "base": attr.string(doc = "Name of an earlier lock that provides what this one leaves out."),
+            "left_out": attr.string_list(doc = "What wheels of this lock say they need, and what nothing here uses of them does not."),
             "name": attr.string(mandatory = True, doc = "Name of the hub repository."),
             "requirements": attr.label(mandatory = True, doc = "The lock, with hashes."),
         }),

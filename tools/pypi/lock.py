@@ -48,7 +48,10 @@ def blocks(lock: str) -> dict[str, str]:
     """The entries of a lock, each with its hashes and annotations, by normalised name."""
     entries = re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE)[1:]
     # pip-tools sets packages that installers use apart under a heading of their own; it would stick to the entry above.
-    return {normalised(re.split(r"[=\[ ]", entry, maxsplit=1)[0]): entry.split("\n# The following")[0].rstrip() for entry in entries}
+    return {
+        normalised(re.split(r"[=\[ ]", entry, maxsplit=1)[0]): entry.split("\n# The following")[0].rstrip()
+        for entry in entries
+    }
 
 
 def header(requirements: str, text: str) -> str:

@@ -2,13 +2,13 @@
 
 Usage: unpack.py FETCHED SITE_PACKAGES EXTRA,EXTRA
 
-Hard links where the file system allows, so torch does not lie on disk twice. Bytecode is compiled here, once, and marked
-as never to be checked against its source: sandboxes cannot write bytecode, and without it an import of the torch stack takes
-three times as long.
+Hard links where the file system allows, so torch does not lie on disk twice. Bytecode is compiled here, once, and
+marked as never to be checked against its source: sandboxes cannot write bytecode, and without it an import of the torch
+stack takes three times as long.
 
 Bazel looks at a source directory's timestamp and no deeper. So the directory gets a fixed one, and a file beside it
-that holds the digest of everything inside: that file is what puts the wheel's content into the key of an action, equal on
-every machine that unpacked the same wheel for the same interpreter.
+that holds the digest of everything inside: that file is what puts the wheel's content into the key of an action, equal
+on every machine that unpacked the same wheel for the same interpreter.
 """
 
 import compileall

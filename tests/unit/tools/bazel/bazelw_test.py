@@ -33,7 +33,8 @@ def program(path: pathlib.Path, version: str) -> pathlib.Path:
     """A launcher of the given version that counts how often it is asked for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f'#!/bin/sh\nif [ "$1" = --version ]; then echo x >>"{path}.asked"; echo "{version}"; else echo "{path.name}: $*"; fi\n'
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo x >>"{path}.asked"; echo "{version}"\n'
+        f'else echo "{path.name}: $*"; fi\n'
     )
     path.chmod(0o755)
     return path
@@ -41,7 +42,9 @@ def program(path: pathlib.Path, version: str) -> pathlib.Path:
 
 def run(checkout: pathlib.Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(checkout.parent / "tools"), "HOME": str(checkout.parent / "home"), **variables}
-    return subprocess.run([checkout / "bazelw", *arguments], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [checkout / "bazelw", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def on_path(checkout: pathlib.Path) -> str:
@@ -68,7 +71,10 @@ def test_a_launcher_of_another_series_is_passed_over_and_not_asked_again(checkou
     program(ready / "usr/bin/bazel", "bazel 7.7.1")
     (ready / "READY").write_text(f"{ready}\n")
     for _ in range(3):
-        assert run(checkout, "info", PATH=on_path(checkout)).stdout == f"bazel: --nosystem_rc --bazelrc={ready}/bazelrc info\n"
+        assert (
+            run(checkout, "info", PATH=on_path(checkout)).stdout
+            == f"bazel: --nosystem_rc --bazelrc={ready}/bazelrc info\n"
+        )
     assert pathlib.Path(f"{launcher}.asked").read_text() == "x\n"
 
 
@@ -108,5 +114,11 @@ def test_arguments_arrive_as_they_were_typed(checkout) -> None:
 
 def test_it_works_from_any_folder(checkout) -> None:
     program(checkout.parent / "bin" / "bazel", "bazel 7.7.1")
-    done = subprocess.run(["../bazelw", "info"], cwd=checkout / "tools", env={"PATH": on_path(checkout), "HOME": "/nowhere"}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["../bazelw", "info"],
+        cwd=checkout / "tools",
+        env={"PATH": on_path(checkout), "HOME": "/nowhere"},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "bazel: info\n"

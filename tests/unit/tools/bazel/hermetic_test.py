@@ -20,7 +20,11 @@ def is_standard_library(entry: str) -> bool:
 
 
 def test_modules_come_from_the_runfiles_and_the_standard_library_alone() -> None:
-    strangers = [entry for entry in sys.path if not pathlib.Path(entry).is_relative_to(RUNFILES) and not is_standard_library(entry)]
+    strangers = [
+        entry
+        for entry in sys.path
+        if not pathlib.Path(entry).is_relative_to(RUNFILES) and not is_standard_library(entry)
+    ]
     assert strangers == []
     assert not [entry for entry in sys.path if is_standard_library(entry) and "-packages" in entry]
 
@@ -28,7 +32,9 @@ def test_modules_come_from_the_runfiles_and_the_standard_library_alone() -> None
 def test_no_site_packages_of_the_machine_is_visible_here_or_in_a_child() -> None:
     assert not any(pathlib.Path(entry).exists() for entry in site.getsitepackages())
     assert not site.ENABLE_USER_SITE
-    child = subprocess.run([sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True
+    )
     assert eval(child.stdout) == sys.path
 
 
@@ -53,8 +59,33 @@ def test_loopback_works() -> None:
 
 
 def test_the_shell_that_started_the_test_does_not_leak_into_it() -> None:
-    ours = ("TEST", "PYTHON", "PYTEST", "PLUMBLINE", "RUNFILES", "JAVA_RUNFILES", "RUN_UNDER", "GTEST", "XML_OUTPUT", "BASH_FUNC", "BAZEL")
-    system = {"HOME", "PATH", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TZ", "USER", "LOGNAME", "LC_ALL", "_", "TOKENIZERS_PARALLELISM"}
+    ours = (
+        "TEST",
+        "PYTHON",
+        "PYTEST",
+        "PLUMBLINE",
+        "RUNFILES",
+        "JAVA_RUNFILES",
+        "RUN_UNDER",
+        "GTEST",
+        "XML_OUTPUT",
+        "BASH_FUNC",
+        "BAZEL",
+    )
+    system = {
+        "HOME",
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "SHLVL",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "LOGNAME",
+        "LC_ALL",
+        "_",
+        "TOKENIZERS_PARALLELISM",
+    }
     known = {*system, *OFFLINE, *CACHE_VARIABLES, *THREAD_VARIABLES}
     assert {name for name in os.environ if name not in known and not name.startswith(ours)} == set()
 
@@ -74,7 +105,7 @@ def test_threads_are_those_of_the_declared_cpus() -> None:
 
 def test_inputs_cannot_be_written() -> None:
     for path in (pathlib.Path(__file__), RUNFILES / "_main" / ".python-version"):
-        with pytest.raises(OSError, match="Read-only|denied"):
+        with pytest.raises(OSError, match=r"Read-only|denied"):
             path.open("a").close()
     assert (SCRATCH / "planted").write_text("yes")
 

@@ -28,9 +28,15 @@ def run(tmp_path: pathlib.Path):
     def run(name: str, **variables: str) -> Run:
         report, shard_file, scratch = tmp_path / f"{name}.xml", tmp_path / f"{name}.shard", tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("TEST_", "TESTBRIDGE_", "PYTEST_"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("TEST_", "TESTBRIDGE_", "PYTEST_"))
+        }
         environment |= {"XML_OUTPUT_FILE": str(report), "TEST_TMPDIR": str(scratch), "TEST_TARGET": f"//planted:{name}"}
-        environment |= {"TEST_SRCDIR": os.environ["TEST_SRCDIR"], "TEST_SHARD_STATUS_FILE": str(shard_file), **variables}
+        environment |= {
+            "TEST_SRCDIR": os.environ["TEST_SRCDIR"],
+            "TEST_SHARD_STATUS_FILE": str(shard_file),
+            **variables,
+        }
         command = [str(PLANTED / name), f"tests/unit/tools/bazel/planted/{name}.py"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         cases = {}
@@ -45,7 +51,11 @@ def run(tmp_path: pathlib.Path):
 def test_a_passing_file_is_green_and_reports_each_case(run) -> None:
     result = run("passes")
     assert result.code == 0, result.output
-    assert result.cases == {"test_adds": "passed", "test_subtracts": "passed", "test_draws_the_same_number_each_time": "passed"}
+    assert result.cases == {
+        "test_adds": "passed",
+        "test_subtracts": "passed",
+        "test_draws_the_same_number_each_time": "passed",
+    }
 
 
 def test_a_failing_test_is_red_and_the_others_still_run(run) -> None:
@@ -105,7 +115,11 @@ def test_shards_share_the_tests_among_them(run) -> None:
     shards = [run("passes", TEST_TOTAL_SHARDS="2", TEST_SHARD_INDEX=str(index)) for index in range(2)]
     assert [shard.code for shard in shards] == [0, 0]
     assert all(shard.touched_shard_file for shard in shards)
-    assert sorted([*shards[0].cases, *shards[1].cases]) == ["test_adds", "test_draws_the_same_number_each_time", "test_subtracts"]
+    assert sorted([*shards[0].cases, *shards[1].cases]) == [
+        "test_adds",
+        "test_draws_the_same_number_each_time",
+        "test_subtracts",
+    ]
 
 
 def test_more_shards_than_tests_is_red(run) -> None:

@@ -25,7 +25,7 @@ GOOD = {
     "training/data/BUILD.bazel": LIBRARY,
     "training/data/__init__.py": "",
     "training/data/samples.py": "",
-    "training/data/batch.py": "import torch.nn\nfrom training.data import samples\nfrom training.errors import DataError\n",
+    "training/data/batch.py": "import torch.nn\nfrom training import errors\nfrom training.data import samples\n",
     "tests/unit/BUILD.bazel": 'py_test(name = "t", srcs = ["a_test.py"], deps = ["//training/data"])\n',
     "tests/unit/a_test.py": "import pytest\nfrom training.data.batch import Batch\n",
 }
@@ -52,13 +52,17 @@ def test_a_dependency_that_nothing_imports_is_found(tmp_path: Path) -> None:
     files = GOOD | {"training/data/batch.py": "from training.data import samples\n"}
     assert told(findings, tmp_path, files) == [
         "training/data/BUILD.bazel:7: //training/data:data does not import @pypi//torch:torch. "
-        "hint: remove it, or say on its line what it is for: # keep: …"
+        "hint: remove it, or say what it is for: # keep: …"
     ], "//training:errors stays, because it holds the __init__.py above"
 
 
 def test_a_dependency_with_another_use_says_so(tmp_path: Path) -> None:
     kept = LIBRARY.replace('"@pypi//torch",', '"@pypi//ruff",  # keep: run as a program\n        "@pypi//torch",')
     assert told(findings, tmp_path, GOOD | {"training/data/BUILD.bazel": kept}) == []
+    above = LIBRARY.replace(
+        "    deps = [", '    # keep: only weighed\n    deps = [\n        "@pypi//peft",\n        "@pypi//rich",'
+    )
+    assert told(findings, tmp_path, GOOD | {"training/data/BUILD.bazel": above}) == []
 
 
 def test_a_type_that_is_only_named_needs_no_dependency(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def test_a_tree_that_imports_downwards_is_good(tmp_path: Path) -> None:
         (
             "training/data/batch.py",
             "import torch\nfrom training.models.load import load_model\n",
-            "training/data/batch.py:2: data (floor 1) imports training.models.load.load_model (floor 2); imports go down "
-            "only. hint: move training.models.load.load_model to floor 0, or this code to floor 3",
+            "training/data/batch.py:2: data (floor 1) imports training.models.load.load_model (floor 2); "
+            "imports go down only. hint: move training.models.load.load_model to floor 0, or this code to floor 3",
         ),
         (
             "training/errors.py",
@@ -118,8 +118,8 @@ def test_an_import_out_of_order_is_named_with_its_cure(tmp_path: Path, path: str
 def test_a_light_module_never_reaches_torch_by_a_detour(tmp_path: Path) -> None:
     detour = {"training/data/pack.py": "from .batch import Batch\n", "training/data/batch.py": "import torch\n"}
     assert told(floors.findings, tmp_path, GOOD | detour) == [
-        "training/data/pack.py:1: reaches torch (training.data.pack → training.data.batch → torch); packing is integers. "
-        "hint: import torch where it is used"
+        "training/data/pack.py:1: reaches torch (training.data.pack → training.data.batch → torch); "
+        "packing is integers. hint: import torch where it is used"
     ]
 
 

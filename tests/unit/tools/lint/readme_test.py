@@ -20,7 +20,7 @@ GOOD = {
     ".ci/run": "./bazelw test //... --config=ci\n",
     ".github/workflows/ci.yml": "run: .ci/run\n",
     "BUILD.bazel": "",
-    "training/BUILD.bazel": 'py_binary(name = "quickstart", srcs = ["q.py"])\npy_binary(name = "training", srcs = ["m.py"])\n',
+    "training/BUILD.bazel": 'py_binary(name = "quickstart", srcs = ["q.py"])\npy_binary(name = "training")\n',
     "tests/unit/data/BUILD.bazel": 'py_test(name = "a_test", srcs = ["a_test.py"])\n',
     "tests/unit/BUILD.bazel": "",
     "tests/smoke/BUILD.bazel": 'smoke_matrix(name = "smoke")\n',
@@ -37,12 +37,14 @@ def test_documents_that_name_what_exists_are_good(tmp_path: Path) -> None:
         (
             "README.md",
             README + "`./bazelw run //training:quikstart`\n",
-            "README.md:9: `run //training:quikstart`: there is no target //training:quikstart. hint: correct one of the two",
+            "README.md:9: `run //training:quikstart`: there is no target //training:quikstart. "
+            "hint: correct one of the two",
         ),
         (
             "docs/testing.md",
             "```\nbazel test //tests/unity/...\n```\n",
-            "docs/testing.md:2: `test //tests/unity/...`: no BUILD file at or below tests/unity. hint: correct one of the two",
+            "docs/testing.md:2: `test //tests/unity/...`: no BUILD file at or below tests/unity. "
+            "hint: correct one of the two",
         ),
         (
             ".ci/run",

@@ -10,7 +10,7 @@ def test_ordinary_words_are_good(tmp_path: Path) -> None:
     files = {
         "bazelw": '#!/usr/bin/env bash\ncache="$HOME/.cache"; scratch="${TMPDIR:-/tmp}"\n',
         "docs/testing.md": "Under https://example.com/home/page, and in training/work/notes.\n",
-        "tools/a.py": "import b  # noqa: E402 - the path is set first\nx = y  # type: ignore[arg-type]  # stubs are old\n",
+        "tools/a.py": "import b  # noqa: E402 - the path is first\nx = y  # type: ignore[arg-type]  # old stubs\n",
         "training/logo.bin": "/ho" + "me/somebody\n",
     }
     assert told(findings, tmp_path, files) == []

@@ -32,7 +32,11 @@ def test_every_requirement_is_met_by_the_version_that_its_lock_pins() -> None:
     for lock in LOCKS.values():
         entries = (ENTRY.match(entry.splitlines()[0]) for entry in blocks(read(lock.lock)).values())
         pins = {entry["name"].lower(): Version(entry["version"]) for entry in entries}
-        unmet = [r for r in requirements(read(lock.requirements)) if not r.specifier.contains(pins[r.name.lower()], prereleases=True)]
+        unmet = [
+            r
+            for r in requirements(read(lock.requirements))
+            if not r.specifier.contains(pins[r.name.lower()], prereleases=True)
+        ]
         assert unmet == []
 
 
@@ -65,7 +69,8 @@ def test_another_requirements_file_gives_another_header() -> None:
 
 
 def test_blocks_are_whole_entries_without_the_headings_between_them() -> None:
-    lock = "# head\na==1 \\\n    --hash=sha256:0\n    # via b\nB_c[d]==2 \\\n    --hash=sha256:1\n\n# The following packages\npip==3 \\\n    --hash=x\n"
+    lock = "# head\na==1 \\\n    --hash=sha256:0\n    # via b\nB_c[d]==2 \\\n    --hash=sha256:1\n"
+    lock += "\n# The following packages\npip==3 \\\n    --hash=x\n"
     assert blocks(lock) == {
         "a": "a==1 \\\n    --hash=sha256:0\n    # via b",
         "b-c": "B_c[d]==2 \\\n    --hash=sha256:1",

@@ -13,7 +13,7 @@ from tools.pypi import unpack
 
 @pytest.fixture
 def fetched(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A wheel as rules_python leaves it: two modules, a program, metadata, and bytecode that pip's cache brought along."""
+    """A wheel as rules_python leaves it: two modules, a program, metadata, and bytecode of another Python."""
     folder = tmp_path / "fetched"
     package = folder / "site-packages" / "plumb"
     (package / "__pycache__").mkdir(parents=True)
@@ -32,7 +32,9 @@ def fetched(tmp_path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def unpacked(fetched: pathlib.Path, target: pathlib.Path, capsys: pytest.CaptureFixture[str], extras: list[str]) -> list[str]:
+def unpacked(
+    fetched: pathlib.Path, target: pathlib.Path, capsys: pytest.CaptureFixture[str], extras: list[str]
+) -> list[str]:
     unpack.main(fetched, target / "site-packages", extras)
     return json.loads(capsys.readouterr().out)
 
@@ -41,9 +43,13 @@ def test_the_directory_is_importable_and_its_bytecode_is_used_unchecked(fetched,
     unpacked(fetched, tmp_path / "new", capsys, [])
     site = tmp_path / "new" / "site-packages"
     (site / "plumb" / "line.py").unlink()
-    (site / "plumb" / "line.py").write_text("straight = False\n")  # Unchecked: bytecode wins over a source that has changed.
+    (site / "plumb" / "line.py").write_text(
+        "straight = False\n"
+    )  # Unchecked: bytecode wins over a source that has changed.
     code = "import plumb.line; print(plumb.straight, plumb.line.__file__, plumb.line.__cached__)"
-    output = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True
+    ).stdout
     assert output.split()[0] == "True"
     assert output.split()[1] == str(site / "plumb" / "line.py")
 
@@ -90,6 +96,8 @@ def test_the_directory_has_a_fixed_timestamp(fetched, tmp_path, capsys) -> None:
 
 
 def test_a_wheel_in_this_very_test_has_the_digest_that_keys_it() -> None:
-    site = next(pathlib.Path(entry) for entry in sys.path if "pypi__packaging" in entry and entry.endswith("site-packages"))
+    site = next(
+        pathlib.Path(entry) for entry in sys.path if "pypi__packaging" in entry and entry.endswith("site-packages")
+    )
     assert unpack.digest(site) == site.with_name("CONTENT").read_text().strip()
     assert Distribution.at(next(site.glob("*.dist-info"))).name == "packaging"

@@ -1,0 +1,13 @@
+"""How far two ways of computing the same number may differ, and why; a test that needs more has found something."""
+
+LOGPROB_FP32 = 1e-5
+"""Log-probabilities of a tiny float32 model whose products are summed in another order. Seen: under 1e-6."""
+
+LOSS_SUM_FP32_RELATIVE = 1e-6
+"""Sums of a few hundred float32 terms, relative to the sum. Seen: about 1e-7."""
+
+GRADIENT_FP32 = 1e-5
+"""Largest entry of a gradient summed in another order, relative to the largest entry. Seen: about 1e-6."""
+
+LEAK = 1e-2
+"""Least change of a tiny model's logits if a document sees another one. Seen: 0.3 and more; rounding gives 1e-6."""

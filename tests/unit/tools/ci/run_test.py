@@ -1,0 +1,116 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.tools.ci.runs import PASS, Run, fail
+from tools.ci import count
+
+SCRIPT = Path(__file__).parents[4] / ".ci/run"
+
+
+class Checkout:
+    """A folder with .ci/run, the counter, and a bazelw that does as it is told and remembers its arguments."""
+
+    def __init__(self, root: Path) -> None:
+        """Lays out the files."""
+        self.root = root
+        for folder in (".ci", "tools/ci", "bin"):
+            (root / folder).mkdir(parents=True)
+        shutil.copy(SCRIPT, root / ".ci/run")
+        shutil.copy(count.__file__, root / "tools/ci/count.py")
+        self.python(f'exec "{sys.executable}" "$@"')
+        self.bazelw("exit 37")
+
+    def bazelw(self, commands: str) -> None:
+        """Replaces bazelw by these shell commands."""
+        self._script("bazelw", f'echo "$@" >> calls\n{commands}\n')
+
+    def python(self, commands: str) -> None:
+        """Replaces the python3.11 on PATH by these shell commands."""
+        self._script("bin/python3.11", commands)
+
+    def _script(self, name: str, commands: str) -> None:
+        (self.root / name).write_text(f"#!/bin/sh\n{commands}\n")
+        (self.root / name).chmod(0o755)
+
+    def run(self) -> tuple[int, list[str]]:
+        """The exit code and the lines of standard output, started from another folder."""
+        path = os.pathsep.join([str(self.root / "bin"), "/usr/bin", "/bin"])
+        command = [str(self.root / ".ci/run")]
+        finished = subprocess.run(
+            command,
+            cwd="/",
+            env={"PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        return finished.returncode, finished.stdout.splitlines()
+
+    def calls(self) -> list[str]:
+        """What bazelw was called with, one call a line."""
+        return (self.root / "calls").read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "checkout")
+
+
+def prepared(folder: Path, *, red: bool = False) -> str:
+    """The shell commands of a Bazel that runs one test in each expected tier."""
+    folder.mkdir()
+    run = Run(folder)
+    for package in ("tools/lint", "tests/unit", "tests/subsystem"):
+        run.test(f"//{package}:a", {"test_one": PASS})
+    if red:
+        run.test("//tests/unit:b", {"test_two": fail("wrong")}, "FAILED")
+    events = run.write(code=3 if red else 0)
+    return f'cp "{events}" .plumbline/events.json\nexit {3 if red else 0}'
+
+
+def test_a_green_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.bazelw(prepared(tmp_path / "made"))
+    code, lines = checkout.run()
+    assert (code, lines[-1]) == (0, "3 passed, 0 failed")
+    assert checkout.calls() == ["test //... --config=ci"]
+
+
+def test_a_red_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.bazelw(prepared(tmp_path / "made", red=True))
+    code, lines = checkout.run()
+    assert (code, lines[-1]) == (1, "3 passed, 1 failed")
+
+
+def test_a_bazel_that_does_not_start_is_counted_as_a_failure(checkout: Checkout) -> None:
+    code, lines = checkout.run()
+    assert code == 1
+    assert lines[-1] == "0 passed, 4 failed"
+
+
+def test_the_events_of_an_earlier_run_answer_for_nothing(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.bazelw(prepared(tmp_path / "made"))
+    checkout.run()
+    checkout.bazelw("exit 37")
+    assert checkout.run()[1][-1] == "0 passed, 4 failed"
+
+
+def test_without_a_python_on_path_bazel_runs_the_counter(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.python("exit 127")
+    counter = f'[ "$1" = run ] && shift 4 && exec "{sys.executable}" tools/ci/count.py "$@"'
+    checkout.bazelw(f"{counter}\n{prepared(tmp_path / 'made')}")
+    code, lines = checkout.run()
+    assert (code, lines[-1]) == (0, "3 passed, 0 failed")
+    assert checkout.calls()[1].startswith("run --config=ci //tools/ci:count -- ")
+
+
+def test_a_counter_that_does_not_start_is_a_failure(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.python("exit 127")
+    checkout.bazelw(prepared(tmp_path / "made"))
+    code, lines = checkout.run()
+    assert (code, lines[-2:]) == (1, ["the tests were not counted", "0 passed, 1 failed"])

@@ -1,0 +1,89 @@
+"""Attention per document computes what dense attention with a block-diagonal mask computes, or refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.errors import ModelError
+from training.models.attention import documents_attention
+
+STARTS = [0, 1, 8, 20]
+
+
+def projections(num_tokens: int, *, num_groups: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, num_heads, num_tokens, 8, generator=generator, requires_grad=True)
+        for num_heads in (4, num_groups, num_groups)
+    )
+    return query, key, value
+
+
+def by_definition(query: Tensor, key: Tensor, value: Tensor, starts: list[int], window: int | None) -> Tensor:
+    """softmax(q k / sqrt(D) + mask) v with the mask written out: same document, not later, not before the window."""
+    position = torch.arange(starts[-1])
+    document = torch.bucketize(position, torch.tensor(starts[1:]), right=True)
+    seen = (document[:, None] == document) & (position[:, None] >= position)
+    if window is not None:
+        seen &= position[:, None] - position < window
+    key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 12, 100])
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_groups: int) -> None:
+    tensors = projections(STARTS[-1], num_groups=num_groups)
+    got, weights = documents_attention(
+        nn.Identity(), *tensors, None, document_starts=STARTS, sliding_window=window, is_causal=None
+    )
+    expected = by_definition(*tensors, STARTS, window)
+    assert weights is None
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    for one, other in zip(
+        torch.autograd.grad((got * direction).sum(), tensors),
+        torch.autograd.grad((expected * direction).sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_scale_of_the_caller_is_used() -> None:
+    query, key, value = projections(6)
+    got, _ = documents_attention(nn.Identity(), query, key, value, None, document_starts=[0, 6], scaling=0.5)
+    expected = by_definition(query * 0.5 * 8**0.5, key, value, [0, 6], None)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        ({}, "no document starts"),
+        ({"document_starts": [0, 6], "attention_mask": torch.ones(1, 6)}, "an attention mask"),
+        ({"document_starts": [0, 6], "softcap": 50.0}, "attention with softcap"),
+        ({"document_starts": [0, 6], "s_aux": torch.zeros(4)}, "attention with s_aux"),
+        ({"document_starts": [0, 6], "is_causal": False}, "attention with tokens that see later ones"),
+    ],
+)
+def test_whatever_would_change_the_scores_is_refused(options: dict[str, Any], got: str) -> None:
+    options = {"attention_mask": None} | options
+    with pytest.raises(ModelError) as caught:
+        documents_attention(nn.Identity(), *projections(6), **options)
+    assert (caught.value.where, caught.value.got) == ("Identity", got)
+
+
+def test_a_layer_that_looks_ahead_is_refused() -> None:
+    class LooksAhead(nn.Identity):
+        is_causal = False
+
+    with pytest.raises(ModelError, match="LooksAhead: attention with tokens that see later ones"):
+        documents_attention(LooksAhead(), *projections(6), None, document_starts=[0, 6])
+
+
+def test_starts_that_do_not_cover_the_pack_are_a_mistake_of_ours() -> None:
+    with pytest.raises(RuntimeError, match="split_sizes"):
+        documents_attention(nn.Identity(), *projections(6), None, document_starts=[0, 5])

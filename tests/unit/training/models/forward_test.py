@@ -1,0 +1,95 @@
+"""Packed documents get the log-probabilities they would get alone; the obvious ways to run a pack do not do that."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.examples import random_examples
+from tests.support.tolerances import LEAK, LOGPROB_FP32
+from training.data.batch import microbatch
+from training.models.forward import logits
+from training.models.load import Attention
+from training.models.tiny import Architecture, tiny_model
+
+EXAMPLES = random_examples([7, 12, 3, 20])
+ARCHITECTURES: list[Architecture] = ["llama", "qwen2", "granite"]
+ATTENTIONS: list[Attention] = ["documents", "sdpa", "eager"]
+
+
+def logprobs(logits_TV: Tensor) -> Tensor:
+    return logits_TV.log_softmax(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_logprobs_equal_unpacked_ones(architecture: Architecture, attention: Attention) -> None:
+    model = tiny_model(architecture)
+    model.set_attn_implementation(attention)
+    packed = logprobs(logits(model, microbatch(EXAMPLES)))
+    alone = torch.cat([logprobs(logits(model, microbatch([example]))) for example in EXAMPLES])
+    torch.testing.assert_close(packed, alone, atol=LOGPROB_FP32, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_document_alone_gets_what_transformers_gives_it(architecture: Architecture) -> None:
+    model = tiny_model(architecture)
+    pack = microbatch([EXAMPLES[1]])
+    got = logits(model, pack)
+    model.set_attn_implementation("eager")
+    plain = model(input_ids=pack.token_ids_T[None]).logits[0]
+    torch.testing.assert_close(got, plain, atol=LOGPROB_FP32, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_naive_ways_to_run_a_pack_mix_documents(architecture: Architecture) -> None:
+    """Each of these looks right and is wrong; if one stops mixing, `forward` may become simpler."""
+    model = tiny_model(architecture)
+    pack = microbatch(EXAMPLES)
+    right = logits(model, pack)
+    ids, positions = pack.token_ids_T[None], pack.positions_T[None]
+    model.set_attn_implementation("sdpa")
+    naive = {
+        "all-ones mask": model(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False),
+        "with a cache": model(ids, position_ids=positions, use_cache=True),
+        "without positions": model(ids, use_cache=False),
+    }
+    for name, outputs in naive.items():
+        first = len(EXAMPLES[0])
+        change = (outputs.logits[0] - right).abs().max(-1).values
+        assert change[:first].max() < LOGPROB_FP32, f"{name}: the first document has nothing before it"
+        assert change[first:].max() > LEAK, name
+
+
+@torch.no_grad()
+def test_asked_positions_are_rows_of_the_whole() -> None:
+    model, pack = tiny_model(), microbatch(EXAMPLES)
+    at = torch.tensor([0, 6, 7, 40])
+    torch.testing.assert_close(logits(model, pack, at), logits(model, pack)[at], atol=LOGPROB_FP32, rtol=0)
+    assert logits(model, pack, at[:0]).shape == (0, model.config.vocab_size)
+
+
+def test_the_models_config_keeps_its_cache() -> None:
+    """An export carries the config on, and a model exported without cache generates slowly for ever."""
+    model = tiny_model()
+    logits(model, microbatch(EXAMPLES))
+    assert model.config.use_cache is True
+
+
+def test_checkpointed_activations_and_autocast_give_the_same_gradients() -> None:
+    model, pack = tiny_model(), microbatch(EXAMPLES)
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        logits(model, pack).logsumexp(-1).sum().backward()
+        assert model.model.embed_tokens.weight.grad is not None
+        return model.model.embed_tokens.weight.grad.clone()
+
+    plain = gradient()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(gradient(), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradient()
+    assert (rounded - plain).norm() / plain.norm() < 0.05

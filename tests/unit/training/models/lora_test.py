@@ -1,0 +1,150 @@
+"""An adapter starts as nothing, learns alone, merges to what it computes, and survives the disk."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.support.examples import random_examples
+from tests.support.tolerances import LOGPROB_FP32
+from training.config import LoraConfig
+from training.data.batch import microbatch
+from training.errors import ModelError
+from training.models.forward import logits
+from training.models.lora import add_adapter, load_adapter, merged, save_adapter
+from training.models.tiny import Architecture, tiny_model
+
+PACK = microbatch(random_examples([9, 14]))
+CONFIG = LoraConfig(rank=4, alpha=8.0)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def trained_a_little(model: M) -> M:
+    """Every adapter weight moved, as training would; B is zero before and an untrained merge proves nothing."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def out(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return logits(model.eval(), PACK)
+
+
+def trainable(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_fresh_adapter_changes_nothing(dora: bool) -> None:
+    before = out(tiny_model())
+    torch.testing.assert_close(
+        out(add_adapter(tiny_model(), CONFIG, dora=dora)), before, atol=LOGPROB_FP32 if dora else 0, rtol=0
+    )
+
+
+def test_all_linear_is_every_linear_layer_but_the_head_and_nothing_else_learns() -> None:
+    model = tiny_model()
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = trainable(add_adapter(model, CONFIG))
+    assert {name.removeprefix("base_model.model.").split(".lora_")[0] for name in names} == linear - {"lm_head"}
+    assert len(names) == 2 * len(linear - {"lm_head"})
+
+
+def test_named_layers_alone_are_adapted() -> None:
+    names = trainable(add_adapter(tiny_model(), LoraConfig(rank=2, target_modules=("q_proj", "v_proj"))))
+    assert len(names) == 2 * 2 * 2
+    assert all(".q_proj." in name or ".v_proj." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("targets", "got"),
+    [
+        (("q_proj", "query"), "'query', which the model does not have"),
+        (("all-linear", "q_proj"), "all-linear beside other names"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused(targets: tuple[str, ...], got: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        add_adapter(tiny_model(), LoraConfig(target_modules=targets))
+    assert (caught.value.where, caught.value.got) == ("lora.target_modules", got)
+    assert "q_proj" in caught.value.expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])
+def test_merged_equals_the_adapters_forward(architecture: Architecture, variant: dict[str, bool]) -> None:
+    model = trained_a_little(add_adapter(tiny_model(architecture), CONFIG, **variant))
+    adapted = out(model)
+    assert (adapted - out(tiny_model(architecture))).abs().max() > 0.05, "the adapter must matter for this to prove it"
+    whole = merged(model)
+    torch.testing.assert_close(out(whole), adapted, atol=1e-4, rtol=0)
+    assert not any("lora" in name for name, _ in whole.named_parameters())
+
+
+def test_merging_leaves_the_trained_model_as_it_was() -> None:
+    model = trained_a_little(add_adapter(tiny_model(), CONFIG))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    merged(model)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert trainable(model)
+
+
+@pytest.mark.parametrize(("rank_stabilized", "scale"), [(False, 8.0 / 4), (True, 8.0 / 2)])
+def test_the_scale_is_alpha_over_rank_or_over_its_root(rank_stabilized: bool, scale: float) -> None:
+    """By hand on one layer: W x + scale · B A x."""
+    base = tiny_model().model.layers[0].mlp.up_proj.weight.detach().clone()
+    model = trained_a_little(add_adapter(tiny_model(), CONFIG, rank_stabilized=rank_stabilized))
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    a, b = (layer.get_parameter(f"lora_{name}.default.weight") for name in ("A", "B"))
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x), x @ (base + scale * b @ a).T, atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_seed_draws_the_same_adapter() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(11)
+        model = add_adapter(tiny_model(), CONFIG)
+        drawn.append([parameter.detach() for parameter in model.parameters() if parameter.requires_grad])
+    assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model = trained_a_little(add_adapter(tiny_model(), LoraConfig(rank=4, dropout=0.5)))
+    assert torch.equal(out(model), out(model))
+    model.train()
+    with torch.no_grad():
+        assert not torch.equal(logits(model, PACK), logits(model, PACK))
+
+
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])
+def test_a_saved_adapter_loads_onto_its_base(variant: dict[str, bool], tmp_path: Path) -> None:
+    model = trained_a_little(add_adapter(tiny_model(), CONFIG, **variant))
+    save_adapter(model, tmp_path)
+    assert torch.equal(out(load_adapter(tiny_model(), tmp_path)), out(model))
+
+
+def test_a_saved_adapter_holds_every_trained_weight_and_none_is_empty(tmp_path: Path) -> None:
+    model = trained_a_little(add_adapter(tiny_model(), CONFIG))
+    save_adapter(model, tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    live = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    assert saved.keys() == live.keys()
+    assert all(torch.equal(saved[name], live[name]) and saved[name].numel() for name in live)
+
+
+def test_a_directory_without_adapter_and_an_adapter_of_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the adapter cannot be loaded"):
+        load_adapter(tiny_model(), tmp_path)
+    save_adapter(add_adapter(tiny_model(), CONFIG), tmp_path)
+    with pytest.raises(ModelError, match="the adapter cannot be loaded"):
+        load_adapter(tiny_model(hidden_size=64), tmp_path)

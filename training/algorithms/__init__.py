@@ -1,0 +1,1 @@
+"""The maths of each way to learn, as pure functions of tensors."""

@@ -1,0 +1,84 @@
+"""The tensors of one optimizer step, as one rank sees them.
+
+Shapes: T tokens of a microbatch, D documents in it.
+"""
+# ruff: noqa: N815 - tensors end in their shape, as fields too.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.example import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Microbatch:
+    """Documents of one forward and backward pass, laid end to end without padding."""
+
+    token_ids_T: Tensor
+    """int64"""
+    positions_T: Tensor
+    """int64, counting from 0 in each document"""
+    weights_T: Tensor
+    """float32, the weight of predicting each token; 0 at each document's start"""
+    document_starts_D1: Tensor
+    """int32 [0, …, T], on the CPU wherever the rest is: attention needs the numbers, not the tensor"""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids_T)
+
+    def to(self, device: torch.device | str) -> "Microbatch":
+        """The same microbatch on a device; lengths stay on the CPU."""
+        return Microbatch(
+            self.token_ids_T.to(device, non_blocking=True),
+            self.positions_T.to(device, non_blocking=True),
+            self.weights_T.to(device, non_blocking=True),
+            self.document_starts_D1,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's microbatches on this rank, and its counts over all ranks.
+
+    The counts are known without talking: each rank knows all lengths and weights, so the divisor needs no collective.
+    """
+
+    microbatches: tuple[Microbatch, ...]
+    """This rank's; every rank has the same number of them, so that collectives stay in step."""
+    step: int
+    """Counted from 0: the number of steps taken before this one."""
+    epoch: int
+    num_samples: int
+    num_tokens: int
+    num_weighted_tokens: int
+    weight_sum: float
+    """Sum of weights, the divisor of a mean over weighted tokens."""
+
+
+def microbatch(examples: Sequence[Example], *, weighted: bool = True) -> Microbatch:
+    """The examples end to end, in the order given.
+
+    Args:
+        examples: at least one.
+        weighted: False zeroes all weights. Such a filler keeps a rank in step with the others and teaches nothing.
+    """
+    lengths = [len(example) for example in examples]
+    offsets = np.cumsum([0, *lengths])
+    starts = np.concatenate(
+        [example.document_starts + offset for example, offset in zip(examples, offsets, strict=False)] + [offsets[-1:]]
+    )
+    document_lengths = np.diff(starts)
+    positions = np.arange(offsets[-1]) - np.repeat(starts[:-1], document_lengths)
+    weights = np.concatenate([example.weights for example in examples])
+    return Microbatch(
+        token_ids_T=torch.from_numpy(np.concatenate([example.token_ids for example in examples]).astype(np.int64)),
+        positions_T=torch.from_numpy(positions.astype(np.int64)),
+        weights_T=torch.from_numpy(weights if weighted else np.zeros_like(weights)),
+        document_starts_D1=torch.from_numpy(starts.astype(np.int32)),
+    )

@@ -1,0 +1,202 @@
+"""Loads a causal language model and its tokenizer, or says why they cannot be trained.
+
+What other trainers let pass, and what is refused here: weights that the checkpoint lacks (transformers fills them in at
+random and warns), a tokenizer with more tokens than the model has embeddings (an index error deep in the first step, or
+worse on an accelerator), and an architecture that lets packed documents see each other.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from training.data.batch import Microbatch
+from training.errors import ModelError
+from training.models import attention as attention_per_document
+from training.models.forward import logits
+
+Attention = Literal["documents", "sdpa", "eager"]
+
+LEAK_EPSILONS = 32
+"""Change of a logit, in machine epsilons of the largest, that still counts as rounding. A leak shows as thousands."""
+
+
+class Loaded(NamedTuple):
+    """A model in training mode and the tokenizer that belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str, *, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or hub name.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or it has no chat template and one is needed.
+    """
+    place = _place(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
+    except Exception as error:
+        # Anything may surface here: OSError for missing files, ValueError or a bare Exception for broken ones.
+        raise _not_loaded("tokenizer", path, error) from error
+    if needs_chat_template and not tokenizer.chat_template:
+        raise ModelError(
+            path,
+            got="the tokenizer has no chat template",
+            expected="a template that turns messages into text",
+            hint="use the model's instruct variant, put a chat_template.jinja beside the tokenizer, or train on plain "
+            "text with --data.kind=text",
+        )
+    return tokenizer
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: Attention = "documents",
+    device: torch.device | str = "cpu",
+    needs_chat_template: bool = True,
+) -> Loaded:
+    """The model and tokenizer of a local directory or hub name, checked to belong together.
+
+    Args:
+        path: a directory in Hugging Face layout, or a hub name, for which the hub or its cache must be reachable.
+        dtype: of the weights. Training wants float32, and autocast for the arithmetic.
+        attention: `documents` attends per packed document; `sdpa` and `eager` are transformers' own.
+        device: where the weights go.
+        needs_chat_template: False for training on plain text.
+
+    Raises:
+        ModelError: one of the two cannot be loaded, they do not fit, or the model would mix packed documents.
+    """
+    tokenizer = load_tokenizer(path, needs_chat_template=needs_chat_template)
+    assert attention_per_document.DOCUMENTS == "documents"
+    try:
+        # Sizes that do not match are let through, to be refused by name below. The result is a pair because of
+        # output_loading_info; the declared type knows only of the model.
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            _place(path),
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:
+        raise _not_loaded("model", path, error) from error
+    model: PreTrainedModel = pair[0]
+    _check_complete(path, pair[1])
+    _check_vocabulary(path, model, tokenizer)
+    module: nn.Module = model
+    module.to(device)
+    check_documents_stay_apart(model, path)
+    return Loaded(model.train(), tokenizer)
+
+
+def check_documents_stay_apart(model: nn.Module, where: str) -> None:
+    """Runs two packed documents of three tokens twice, with another first document the second time.
+
+    The second document's logits must not move. This is the question itself, so it holds for architectures that nobody
+    here has heard of: those that ignore positions, carry a state from token to token, or bring their own attention.
+
+    Raises:
+        ModelError: the second document saw the first.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (_logits_of_second(model, first, where).to(torch.float32) for first in ([0, 1, 2], [3, 4, 5]))
+    model.train(was_training)
+    rounding = LEAK_EPSILONS * torch.finfo(next(model.parameters()).dtype).eps * one.abs().max()
+    change = (one - other).abs().max()
+    if not change <= rounding:
+        raise ModelError(
+            where,
+            got=f"{type(model).__name__} lets a packed document see the one before it (logits move by {change:.2g})",
+            expected="a model that keeps packed documents apart",
+            hint="try another --model.attention; an architecture that carries a state between tokens cannot be packed",
+        )
+
+
+def _logits_of_second(model: nn.Module, first: list[int], where: str) -> torch.Tensor:
+    microbatch = Microbatch(
+        token_ids_T=torch.tensor([*first, 1, 2, 3]),
+        positions_T=torch.tensor([0, 1, 2, 0, 1, 2]),
+        weights_T=torch.zeros(6),
+        document_starts_D1=torch.tensor([0, 3, 6], dtype=torch.int32),
+    ).to(next(model.parameters()).device)
+    try:
+        return logits(model, microbatch)[3:]
+    except (TypeError, KeyError) as error:
+        raise ModelError(
+            where,
+            got=f"{type(model).__name__} cannot be run on packed documents ({type(error).__name__}: {error})",
+            expected="an architecture that passes keyword arguments on to an attention of one's choice",
+            hint="choose another model of the same family, or a newer transformers",
+        ) from error
+
+
+def _place(path: str) -> str:
+    """The path, with ~ resolved, or the hub name. Tells a mistyped directory from a hub name; transformers does not."""
+    place = Path(path).expanduser()
+    looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if place.is_dir():
+        if not (place / "config.json").is_file():
+            raise ModelError(
+                path,
+                got="the directory has no config.json",
+                expected="a model in Hugging Face layout (config.json, model.safetensors, tokenizer.json)",
+                hint="point at the directory that save_pretrained wrote; of an adapter, at its merged export",
+            )
+    elif place.exists() or looks_local:
+        raise ModelError(
+            path,
+            got="it is a file" if place.exists() else "there is no such directory",
+            expected="a model directory or a hub name such as owner/name",
+            hint="check the path; relative paths start where the command was typed",
+        )
+    return str(place) if place.is_dir() else path
+
+
+def _not_loaded(what: str, path: str, error: Exception) -> ModelError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    is_local = Path(path).expanduser().is_dir()
+    return ModelError(
+        path,
+        got=f"the {what} cannot be loaded ({cause})",
+        expected=f"{'a causal language model' if what == 'model' else 'the tokenizer of a causal language model'}"
+        + (" in the directory" if is_local else ", in this machine's hub cache or on a reachable hub"),
+        hint="check that the download is complete and that this transformers knows the architecture"
+        if is_local
+        else "without a network, download it elsewhere with `hf download` and give the directory",
+    )
+
+
+def _check_complete(path: str, info: dict[str, Any]) -> None:
+    lacking = sorted(str(key) for key in info["missing_keys"])
+    other_shape = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if lacking or other_shape:
+        named = lacking or other_shape
+        raise ModelError(
+            path,
+            got=f"the checkpoint {'lacks' if lacking else 'has another shape for'} {len(named)} weights, among them "
+            f"{named[0]}",
+            expected="a value for every weight of the model; transformers would draw these at random",
+            hint="check that the download is complete and that config.json belongs to these weights",
+        )
+
+
+def _check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings.weight, torch.Tensor)
+    num_embeddings = embeddings.weight.shape[0]
+    if len(tokenizer) > num_embeddings:
+        raise ModelError(
+            path,
+            got=f"the tokenizer has {len(tokenizer)} tokens and the model {num_embeddings} embeddings",
+            expected="no more tokens than embeddings",
+            hint="use the tokenizer that came with the model, or resize_token_embeddings and save both",
+        )

@@ -1,0 +1,97 @@
+"""Low-rank adapters (arXiv 2106.09685) through peft: W + (alpha / rank) · B A with W frozen.
+
+peft takes seconds to import, so it is imported in the functions that need it; runs without adapters never pay.
+"""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.config import LoraConfig
+from training.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+
+
+def add_adapter(
+    model: "PreTrainedModel", config: LoraConfig, *, dora: bool = False, rank_stabilized: bool = False
+) -> "PeftModel":
+    """The model with a fresh adapter, everything else frozen. It starts as the identity: B is zero.
+
+    Draws A from torch's global generator, so seed that first. The given model is changed in place.
+
+    Args:
+        model: any causal language model.
+        config: rank, alpha, dropout and target layers; `all-linear` is every linear layer but the head.
+        dora: learn the magnitude of each weight's columns apart from the direction (arXiv 2402.09353).
+        rank_stabilized: scale by alpha / √rank instead, so that high ranks learn as fast (arXiv 2312.03732).
+
+    Raises:
+        ModelError: a target layer is not in the model.
+    """
+    import peft
+
+    targets = list(config.target_modules)
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    unknown = [target for target in targets if target != ALL_LINEAR and target.rsplit(".", 1)[-1] not in names]
+    if unknown or (ALL_LINEAR in targets and len(targets) > 1):
+        linear = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name.endswith("_proj")})
+        raise ModelError(
+            "lora.target_modules",
+            got=f"'{unknown[0]}', which the model does not have" if unknown else "all-linear beside other names",
+            expected=f"{ALL_LINEAR} alone, or names of linear layers such as {', '.join(linear) or 'q_proj'}",
+            hint=f"{ALL_LINEAR} takes every linear layer but the head",
+        )
+    adapter = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=config.dropout,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        use_dora=dora,
+        use_rslora=rank_stabilized,
+    )
+    adapted = peft.get_peft_model(model, adapter)
+    assert isinstance(adapted, peft.PeftModel)
+    return adapted
+
+
+def merged(model: "PeftModel") -> "PreTrainedModel":
+    """A copy of the base model with the adapter added into its weights; the given model stays as it is.
+
+    Takes the memory of a second model. Merging in place and subtracting again would not give back the same weights.
+    """
+    base: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    return base
+
+
+def save_adapter(model: "PeftModel", directory: str | Path) -> None:
+    """Writes the adapter alone, as adapter_model.safetensors and adapter_config.json.
+
+    Embeddings are never saved along: peft would ask the hub whether the vocabulary grew, and here it cannot.
+    """
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+
+
+def load_adapter(base: "PreTrainedModel", directory: str | Path) -> "PeftModel":
+    """The base model with a saved adapter on it, frozen. The base is changed in place.
+
+    Raises:
+        ModelError: the directory holds no adapter, or one of another model.
+    """
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(base, str(directory))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ModelError(
+            str(directory),
+            got=f"the adapter cannot be loaded ({cause})",
+            expected="adapter_config.json and adapter_model.safetensors made for this base model",
+            hint="check the directory, and that the base model is the one it was trained on",
+        ) from error
