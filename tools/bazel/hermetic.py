@@ -33,7 +33,7 @@ CACHE_VARIABLES = (
 
 
 def settle_environment(scratch: pathlib.Path, cpus: int) -> None:
-    """Points threads, homes and caches of this process and its children at what the target declared.
+    """Points threads, homes, caches and modules of this process and its children at what the target declared.
 
     Args:
         scratch: directory of this test alone, gone afterwards.
@@ -43,6 +43,8 @@ def settle_environment(scratch: pathlib.Path, cpus: int) -> None:
     os.environ.update({name: str(cpus) for name in THREAD_VARIABLES})
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if cpus > 1 else "false"
     os.environ.update({name: str(scratch / "caches" / name.lower()) for name in CACHE_VARIABLES})
+    # A child imports what this process can. rules_python told it so itself until 1.7.
+    os.environ.setdefault("PYTHONPATH", os.pathsep.join(sys.path))
     os.environ["HOME"] = str(scratch / "home")
     os.environ["TMPDIR"] = str(scratch / "tmp")
     for name in ("HOME", "TMPDIR"):

@@ -30,10 +30,10 @@ import zipfile
 
 # Suites of Debian's archive that carry Bazel 7, most stable name first. The newest revision of the series is taken.
 SUITES = ("forky", "testing")
-PACKAGES = ("bazel-bootstrap", "bazel-rules-python", "patchelf")
+PACKAGES = ("bazel-bootstrap", "bazel-rules-python", "patchelf", "python3-pip-whl")
 # What the closure pulls in for building Java and C++ programs, or through recommendations of recommendations.
 UNNEEDED = re.compile(
-    r"openjdk-\d+-jdk|default-jdk|gcc-\d+$|gcc-x|gcc-\d+-x|gcc$|g\+\+|cpp|binutils|lib(a|l|t|ub|hwa)san|perl|libperl|python3|"
+    r"openjdk-\d+-jdk|default-jdk|gcc-\d+$|gcc-x|gcc-\d+-x|gcc$|g\+\+|cpp|binutils|lib(a|l|t|ub|hwa)san|perl|libperl|python3(?!-pip-whl)|"
     r"libpython3|libc6-dev|libc-dev|linux-libc|lib(gcc|stdc\+\+)-\d+-dev|libeclipse|libjetty|libmongodb|make$|dpkg-dev|"
     r"build-essential|patch$|bzip2$|xz-utils$|debconf|util-linux|libpam|tzdata|node-|libjs-"
 )
@@ -228,7 +228,9 @@ def stand_ins(root: pathlib.Path) -> None:
         "buildozer_binary = module_extension(implementation = _impl)\n"
     )
     say("fetching the pip that rules_python uses")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    # pip itself comes along: Debian's Python has none unless it was asked for.
+    wheel = next(root.glob("usr/share/python-wheels/pip-*.whl"))
+    pip = [sys.executable, wheel / "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         halves = (PIP_TOOLS[::2], PIP_TOOLS[1::2])
         list(pool.map(lambda wheels: run(*pip, "--only-binary=:all:", "--dest", root / "wheels", *wheels), halves))

@@ -40,16 +40,17 @@ wheel(
 
 def _wheel_repository_impl(rctx):
     site = rctx.path("site-packages")
+    packaging = rctx.path(fetched(rctx, rctx.attr.base, "packaging")).dirname.get_child("site-packages")
     result = rctx.execute(
         [
             rctx.path(rctx.attr.python),
             "-B",
             rctx.path(rctx.attr._unpack),
-            rctx.path(rctx.attr.fetched).dirname,
+            rctx.path(fetched(rctx, rctx.attr.lock, rctx.attr.package)).dirname,
             site,
             ",".join(rctx.attr.extras),
         ],
-        environment = {"PYTHONPATH": str(rctx.path(rctx.attr.packaging).dirname.get_child("site-packages"))},
+        environment = {"PYTHONPATH": str(packaging)},
         timeout = 1800,
     )
     if result.return_code:
@@ -71,11 +72,11 @@ def _wheel_repository_impl(rctx):
 _wheel_repository = repository_rule(
     implementation = _wheel_repository_impl,
     attrs = {
+        "base": attr.string(doc = "Name of the lock that has `packaging`, which evaluates markers."),
         "extras": attr.string_list(doc = "Extras of this wheel that the lock asks for."),
-        "fetched": attr.label(doc = "Build file beside which rules_python unpacked the wheel."),
         "left_out": attr.string_list(doc = "Normalised names of requirements to do without."),
+        "lock": attr.string(doc = "Name of the lock."),
         "package": attr.string(doc = "Normalised name."),
-        "packaging": attr.label(doc = "The same for the wheel of `packaging`, which evaluates markers."),
         "python": attr.label(doc = "Interpreter whose bytecode is compiled."),
         "repositories": attr.string_dict(doc = "Normalised name of every package of the lock and its base -> repository."),
         "_unpack": attr.label(default = "//tools/pypi:unpack.py"),
@@ -111,11 +112,11 @@ def _pypi_impl(mctx):
             for package, extras in packages.items():
                 _wheel_repository(
                     name = own[package],
+                    base = lock.base or lock.name,
                     extras = extras,
-                    fetched = fetched(lock.name, package),
                     left_out = [_normalised(name) for name in lock.left_out],
+                    lock = lock.name,
                     package = package,
-                    packaging = fetched(lock.base or lock.name, "packaging"),
                     python = PYTHON,
                     repositories = repositories[lock.name],
                 )

@@ -71,7 +71,8 @@ def resolve(root: pathlib.Path, lock: Lock, upgrade: bool) -> str:
         command += ["--no-header", "--no-emit-options", "--no-strip-extras", "--output-file", str(output)]
         if lock.base:
             command += ["--constraint", str(root / lock.base)]
-        subprocess.run([*command, lock.requirements], cwd=root, check=True)
+        modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # Not every launcher hands them to a child.
+        subprocess.run([*command, lock.requirements], cwd=root, env=os.environ | modules, check=True)
         entries = blocks(output.read_text())
     if lock.base:
         wanted = names(text) - names((root / lock.base).read_text())

@@ -7,10 +7,11 @@ _HUBS = {
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
 }
 
-def fetched(lock, package):
+def fetched(_rctx, lock, package):
     """The build file of the repository into which rules_python unpacked a locked wheel.
 
     Args:
+        _rctx: the repository context that asks.
         lock: name of the lock, as in MODULE.bazel.
         package: normalised name of the distribution, words joined by underscores.
 

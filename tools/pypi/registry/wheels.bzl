@@ -7,14 +7,20 @@ _HUBS = {
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
 }
 
-def fetched(lock, package):
+def fetched(rctx, lock, package):
     """The build file of the repository into which rules_python unpacked a locked wheel.
 
+    rules_python 1 names that repository after the package, 2 after the wheel's file. The hub's aliases say which it is.
+
     Args:
+        rctx: the repository context that asks.
         lock: name of the lock, as in MODULE.bazel.
         package: normalised name of the distribution, words joined by underscores.
 
     Returns:
         A label; making a path of it fetches the wheel.
     """
-    return Label("@@{}_311_{}//:BUILD.bazel".format(_HUBS[lock].workspace_name, package))
+    hub = _HUBS[lock].workspace_name
+    aliases = rctx.read(Label("@@{}//{}:BUILD.bazel".format(hub, package)))
+    repository = aliases.partition("\"wheels_{}_311_".format(lock))[2].partition("\"")[0]
+    return Label("@@{}_311_{}//:BUILD.bazel".format(hub, repository))

@@ -20,7 +20,7 @@ LIBRARY_BUDGETS = {
     "//training/data:render": NUMPY,
 }
 HEAVY = {"accelerate", "deepspeed", "peft", "tokenizers", "torch", "transformers"}
-# Inputs of a whole test, wheels and sources and interpreter together.
+# Inputs of a whole test, wheels and sources together; the interpreter is not among them.
 TIER_BUDGETS = {
     "//tests/unit/tools/bazel:macros_test": 30,
     "//tools/lint:floors_test": 45,

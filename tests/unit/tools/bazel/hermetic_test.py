@@ -15,22 +15,21 @@ RUNFILES = pathlib.Path(os.environ["TEST_SRCDIR"])
 SCRATCH = pathlib.Path(os.environ["TEST_TMPDIR"])
 
 
-def is_standard_library(entry: str) -> bool:
-    return pathlib.Path(entry).is_relative_to(pathlib.Path(sys.base_prefix, "lib"))
+def is_declared(entry: str) -> bool:
+    """Whether a place is in the runfiles, or in the archive of a CPython that rules_python fetched and verified."""
+    path = pathlib.Path(entry)
+    return path.is_relative_to(RUNFILES) or "external" in path.parts
 
 
-def test_modules_come_from_the_runfiles_and_the_standard_library_alone() -> None:
-    strangers = [
-        entry
-        for entry in sys.path
-        if not pathlib.Path(entry).is_relative_to(RUNFILES) and not is_standard_library(entry)
-    ]
-    assert strangers == []
-    assert not [entry for entry in sys.path if is_standard_library(entry) and "-packages" in entry]
+def test_modules_come_from_declared_inputs_and_the_standard_library_alone() -> None:
+    library = pathlib.Path(sys.base_prefix, "lib")
+    strangers = [entry for entry in sys.path if not is_declared(entry)]
+    assert [entry for entry in strangers if not pathlib.Path(entry).is_relative_to(library)] == []
+    assert [entry for entry in strangers if "-packages" in entry] == []
 
 
 def test_no_site_packages_of_the_machine_is_visible_here_or_in_a_child() -> None:
-    assert not any(pathlib.Path(entry).exists() for entry in site.getsitepackages())
+    assert [entry for entry in site.getsitepackages() if pathlib.Path(entry).exists() and not is_declared(entry)] == []
     assert not site.ENABLE_USER_SITE
     child = subprocess.run(
         [sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True

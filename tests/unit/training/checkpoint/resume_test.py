@@ -1,0 +1,78 @@
+"""Where a run goes on, and what it refuses to go on with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.checkpoint.resume import Saved, check_same, find, load
+from training.checkpoint.save import save
+from training.errors import CheckpointCorrupt, CheckpointError, CheckpointMissing
+
+
+def write(checkpoints: Path, step: int) -> Path:
+    tensors = {"parameters": {"w": torch.arange(4.0)}, "random": {"cpu": torch.get_rng_state()}}
+    return save(checkpoints, step, tensors=tensors, state={"identity": {}}, num_kept=2)
+
+
+def test_load_gives_back_every_tensor_and_the_state(tmp_path: Path) -> None:
+    saved = load(write(tmp_path, 10))
+    assert saved.step == 10
+    assert saved.state == {"identity": {}}
+    assert torch.equal(saved.tensors["parameters"]["w"], torch.arange(4.0))
+    assert torch.equal(saved.tensors["random"]["cpu"], torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["parameters.safetensors", "random.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "absent"])
+def test_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    path = write(tmp_path, 10) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flipped" else content[:-20])
+    with pytest.raises(CheckpointCorrupt, match=f"step-00000010/{name}: "):
+        load(path.parent)
+
+
+def test_find_follows_the_setting(tmp_path: Path) -> None:
+    assert find(tmp_path, "auto") is None
+    assert find(tmp_path, "never") is None
+    with pytest.raises(CheckpointMissing) as missing:
+        find(tmp_path, "must")
+    assert str(missing.value) == (
+        f"{tmp_path}: no checkpoint; expected one to go on from. hint: check --out, or start from the beginning with "
+        "--resume auto"
+    )
+    path = write(tmp_path, 10)
+    assert find(tmp_path, "auto") == path
+    assert find(tmp_path, "must") == path
+    with pytest.raises(CheckpointError) as refused:
+        find(tmp_path, "never")
+    assert str(refused.value) == (
+        f"{tmp_path}: there are checkpoints up to step-00000010; expected none, with --resume never. hint: choose "
+        "another --out, or go on with --resume auto"
+    )
+
+
+def test_same_run_may_go_on_and_another_is_refused_by_the_setting_that_differs() -> None:
+    identity = {"plan": {"seed": 1, "betas": [0.9, 0.95], "lora": None}, "data": "abc"}
+    saved = Saved(Path("out/checkpoints/step-00000010"), 10, {}, {"identity": identity})
+    check_same(saved, identity)
+    for changed, name, values in [
+        ({"plan": {"seed": 2, "betas": [0.9, 0.95], "lora": None}, "data": "abc"}, "plan.seed", "2 now, 1"),
+        ({"plan": {"seed": 1, "betas": [0.9, 0.95], "lora": None}, "data": "abd"}, "data", "abd now, abc"),
+        (
+            {"plan": {"seed": 1, "betas": [0.9, 0.95], "lora": {"rank": 4}}, "data": "abc"},
+            "plan.lora.rank",
+            "4 now, None",
+        ),
+    ]:
+        with pytest.raises(CheckpointError) as refused:
+            check_same(saved, changed)
+        assert str(refused.value) == (
+            f"out/checkpoints/step-00000010 ({name}): {values} when it was saved; expected the same run, so that going "
+            "on is exact. hint: give the setting its old value back, or start a new run in another --out"
+        )

@@ -1,0 +1,209 @@
+"""Each setting is documented, and each impossible value is refused by name."""
+
+import math
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SftConfig,
+)
+from training.errors import ConfigError
+
+REQUIRED: dict[type, dict[str, str]] = {
+    ModelConfig: {"path": "m"},
+    DataConfig: {"path": "d"},
+    RunConfig: {"out": "o"},
+}
+
+REFUSED: list[tuple[type, str, Any, str]] = [
+    (ModelConfig, "path", "", "model.path: nothing; expected a path. hint: name a model directory with --model DIR"),
+    (DataConfig, "path", "", "data.path: nothing; expected a path. hint: name a JSONL file with --data FILE"),
+    (
+        DataConfig,
+        "validation_path",
+        "",
+        "data.validation_path: nothing; expected a path. hint: name a JSONL file or leave the setting out",
+    ),
+    (
+        DataConfig,
+        "validation_fraction",
+        1.0,
+        "data.validation_fraction: 1.0; expected a fraction, 0 or more and below 1. hint: 0.05 holds out one sample in "
+        "twenty",
+    ),
+    (
+        DataConfig,
+        "tokens_per_sample_max",
+        1,
+        "data.tokens_per_sample_max: 1; expected a finite number of at least 2. hint: one token predicts the next: two "
+        "is the least",
+    ),
+    (
+        BatchConfig,
+        "samples_per_step",
+        0,
+        "batch.samples_per_step: 0; expected a finite number of at least 1. hint: a step needs at least one sample",
+    ),
+    (
+        BatchConfig,
+        "tokens_per_rank_max",
+        1,
+        "batch.tokens_per_rank_max: 1; expected a finite number of at least 2. hint: give it the length of your "
+        "longest sample or more",
+    ),
+    (
+        OptimizerConfig,
+        "learning_rate_peak",
+        0.0,
+        "optimizer.learning_rate_peak: 0.0; expected a finite number above 0.0. hint: 2e-5 for all weights or 2e-4 for "
+        "LoRA is usual",
+    ),
+    (
+        OptimizerConfig,
+        "weight_decay",
+        -0.1,
+        "optimizer.weight_decay: -0.1; expected a finite number of at least 0.0. hint: 0 switches decay off; 0.01 to "
+        "0.1 is usual",
+    ),
+    (
+        OptimizerConfig,
+        "beta1",
+        1.0,
+        "optimizer.beta1: 1.0; expected a fraction, 0 or more and below 1. hint: 0.9 is usual",
+    ),
+    (
+        OptimizerConfig,
+        "beta2",
+        -0.5,
+        "optimizer.beta2: -0.5; expected a fraction, 0 or more and below 1. hint: 0.999 or 0.95 is usual",
+    ),
+    (
+        OptimizerConfig,
+        "epsilon",
+        0.0,
+        "optimizer.epsilon: 0.0; expected a finite number above 0.0. hint: 1e-8 is usual",
+    ),
+    (
+        OptimizerConfig,
+        "gradient_norm_max",
+        -1.0,
+        "optimizer.gradient_norm_max: -1.0; expected a finite number above 0.0. hint: 1.0 is usual; null never clips",
+    ),
+    (
+        ScheduleConfig,
+        "warmup_fraction",
+        1.5,
+        "schedule.warmup_fraction: 1.5; expected a fraction, 0 or more and below 1. hint: 0.03 warms up over 3 % of "
+        "the run",
+    ),
+    (
+        ScheduleConfig,
+        "decay_fraction",
+        -0.1,
+        "schedule.decay_fraction: -0.1; expected a fraction, 0 or more and below 1. hint: 0.2 falls over the last "
+        "fifth of the run",
+    ),
+    (
+        ScheduleConfig,
+        "floor_fraction",
+        1.0,
+        "schedule.floor_fraction: 1.0; expected a fraction, 0 or more and below 1. hint: 0.1 ends at a tenth of the "
+        "peak",
+    ),
+    (
+        LoraConfig,
+        "rank",
+        0,
+        "lora.rank: 0; expected a finite number of at least 1. hint: 8 to 64 is usual; leave lora out to train all "
+        "weights",
+    ),
+    (LoraConfig, "alpha", 0.0, "lora.alpha: 0.0; expected a finite number above 0.0. hint: twice the rank is usual"),
+    (
+        LoraConfig,
+        "dropout",
+        1.0,
+        "lora.dropout: 1.0; expected a fraction, 0 or more and below 1. hint: 0 to 0.1 is usual",
+    ),
+    (
+        LoraConfig,
+        "target_modules",
+        (),
+        "lora.target_modules: no layer; expected names of linear layers. hint: all-linear takes every one",
+    ),
+    (
+        CheckpointConfig,
+        "steps_between",
+        0,
+        "checkpoint.steps_between: 0; expected a finite number of at least 1. hint: leave it out to save only at the "
+        "end and when stopped",
+    ),
+    (
+        CheckpointConfig,
+        "num_kept",
+        1,
+        "checkpoint.num_kept: 1; expected a finite number of at least 2. hint: with one, a crash during the next save "
+        "could lose both",
+    ),
+    (RunConfig, "out", "", "run.out: nothing; expected a path. hint: name a directory with --out DIR"),
+    *(
+        (
+            RunConfig,
+            name,
+            0,
+            f"run.{name}: 0; expected a finite number of at least 1. hint: leave it out for the default",
+        )
+        for name in ("num_epochs", "num_steps", "steps_this_session_max", "num_threads", "validation_steps_between")
+    ),
+    (
+        RunConfig,
+        "progress_steps_between",
+        0,
+        "run.progress_steps_between: 0; expected a finite number of at least 1. hint: 1 prints every step",
+    ),
+    (
+        RunConfig,
+        "seed",
+        2**32,
+        "run.seed: 4294967296; expected 0 or more and below 2**32. hint: any small number will do",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value", "message"), REFUSED, ids=[f"{config.__name__}.{name}" for config, name, *_ in REFUSED]
+)
+def test_impossible_value_is_refused_by_name(config: type, name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config(**REQUIRED.get(config, {}) | {name: value})
+    assert str(refused.value) == message
+
+
+def test_every_number_refuses_not_a_number_and_infinity() -> None:
+    for config in sections():
+        for field in fields(config):
+            if float in (get_type_hints(config)[field.name], *get_args(get_type_hints(config)[field.name])):
+                for value in (math.nan, math.inf):
+                    with pytest.raises(ConfigError, match=field.name):
+                        config(**REQUIRED.get(config, {}) | {field.name: value})
+
+
+def test_defaults_build_and_cannot_be_changed() -> None:
+    config = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+    with pytest.raises(FrozenInstanceError):
+        config.batch.samples_per_step = 3  # type: ignore[misc]  # the claim is that this cannot be done
+
+
+def sections() -> list[type]:
+    """The dataclasses of all sections, that of lora included."""
+    hints = get_type_hints(SftConfig).values()
+    return [each for hint in hints for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]

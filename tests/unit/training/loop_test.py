@@ -1,0 +1,157 @@
+"""When the loop validates, saves and stops, with steps that only count themselves."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from training.loop import Outcome, StopRequest, run
+from training.metrics.progress import ProgressLine
+from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
+
+
+class Calls:
+    """Runs the loop and writes down, in order, what it called."""
+
+    def __init__(
+        self, out: Path, *, validates: bool = False, during: Callable[[int], object] = lambda step: None
+    ) -> None:
+        self.made: list[str] = []
+        self.out = out
+        self.validates = validates
+        self.during = during
+
+    def run(
+        self,
+        num_steps: int,
+        *,
+        first_step: int = 0,
+        checkpoints: int | None = None,
+        validations: int | None = None,
+        session: int | None = None,
+    ) -> Outcome:
+        self.made.clear()
+        path = self.out / "metrics.jsonl"
+        with (
+            Records(path, resumed_step=first_step) as records,
+            ProgressLine(first_step=first_step, num_steps=num_steps, steps_between=1, file=StringIO()) as progress,
+            StopRequest() as stop,
+        ):
+            return run(
+                first_step=first_step,
+                num_steps=num_steps,
+                take_step=self.take_step,
+                validate=self.validate if self.validates else None,
+                save=lambda step: self.save(step, path),
+                records=records,
+                progress=progress,
+                stop=stop,
+                checkpoint_steps_between=checkpoints,
+                validation_steps_between=validations,
+                steps_this_session_max=session,
+            )
+
+    def take_step(self, step: int) -> StepRecord:
+        self.made.append(f"step {step}")
+        self.during(step)
+        return StepRecord(step + 1, 0, 1.0, 1.0, 0.1, 1, 1, 1, 1, 0.1)
+
+    def validate(self, step: int) -> ValidationRecord:
+        self.made.append(f"validate {step}")
+        return ValidationRecord(step, 1.0, 1, 0.1)
+
+    def save(self, step: int, metrics: Path) -> None:
+        assert max(record.step for record in read_records(metrics)) == step, (
+            "records reach the disk before the checkpoint"
+        )
+        self.made.append(f"save {step}")
+
+
+def test_validates_at_both_ends_and_saves_at_the_end(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, validates=True)
+    assert calls.run(2) == Outcome(2, None)
+    assert calls.made == ["validate 0", "step 0", "step 1", "validate 2", "save 2"]
+
+
+def test_intervals_count_steps_and_nothing_is_done_twice_at_the_end(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, validates=True)
+    calls.run(4, checkpoints=2, validations=2)
+    assert [each for each in calls.made if not each.startswith("step")] == [
+        "validate 0",
+        "validate 2",
+        "save 2",
+        "validate 4",
+        "save 4",
+    ]
+
+
+def test_without_validation_data_none_is_asked_for(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    calls.run(1)
+    assert calls.made == ["step 0", "save 1"]
+
+
+def test_going_on_takes_the_steps_that_are_left(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, validates=True)
+    calls.run(5, session=3)
+    assert calls.run(5, first_step=3) == Outcome(5, None)
+    assert calls.made == ["step 3", "step 4", "validate 5", "save 5"]
+    steps = [record.step for record in read_records(tmp_path / "metrics.jsonl") if isinstance(record, StepRecord)]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, validates=True)
+    calls.run(2)
+    assert calls.run(2, first_step=2) == Outcome(2, None)
+    assert calls.made == []
+
+
+def test_session_limit_saves_and_stops_unless_the_run_is_over_anyway(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    assert calls.run(5, session=2) == Outcome(2, "steps_this_session_max")
+    assert calls.made == ["step 0", "step 1", "save 2"]
+    assert calls.run(2, session=2) == Outcome(2, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_lets_the_step_finish_then_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
+    def signalled(step: int) -> None:
+        if step == 1:
+            os.kill(os.getpid(), number)
+
+    calls = Calls(tmp_path, during=signalled)
+    assert calls.run(5) == Outcome(2, number.name)
+    assert calls.made == ["step 0", "step 1", "save 2"]
+
+
+def test_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, during=lambda step: os.kill(os.getpid(), signal.SIGTERM))
+    assert calls.run(1) == Outcome(1, None)
+
+
+def test_signal_says_what_will_happen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Calls(tmp_path, during=lambda step: os.kill(os.getpid(), signal.SIGINT)).run(3)
+    expected = "SIGINT: finishing this step, then saving. Ctrl-C again stops at once."
+    assert capfd.readouterr().err.strip() == expected
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def twice(step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    calls = Calls(tmp_path, during=twice)
+    with pytest.raises(KeyboardInterrupt):
+        calls.run(3)
+    assert calls.made == ["step 0"]
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

@@ -1,0 +1,219 @@
+"""Every setting changes the plan or is refused, and every refusal says what to change."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SftConfig,
+)
+from training.errors import PlanRefused
+from training.plan import Machine, Plan, Refusal, plan
+
+MACHINE = Machine(num_threads=4, accelerators=("cuda",))
+BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+BASES = {
+    "plain": BASE,
+    "lora, wsd and validation": replace(
+        BASE,
+        lora=LoraConfig(),
+        schedule=ScheduleConfig(shape="wsd"),
+        data=DataConfig("d", validation_fraction=0.1),
+        run=RunConfig("o", num_steps=50),
+    ),
+}
+
+
+def others(hint: Any, value: Any) -> Iterator[Any]:
+    """Other values of a field, none of which is what its default resolves to; fails on a type it does not know."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield from () if isinstance(value, hint) else (hint(),)
+    elif get_origin(hint) is Literal:
+        yield from (each for each in get_args(hint) if each != value)
+    elif get_origin(hint) is tuple:
+        yield ("q_proj", "v_proj")
+    elif hint is bool:
+        yield not value
+    elif hint is int:
+        yield from (7, 11)
+    elif hint is float:
+        yield from (0.25, 0.125)
+    elif hint is str:
+        yield "elsewhere"
+    elif get_args(hint) and type(None) in get_args(hint):
+        if value is not None:
+            yield None
+        yield from (each for arg in get_args(hint) if arg is not type(None) for each in others(arg, value))
+    else:
+        raise NotImplementedError(f"teach this test a value of type {hint}")
+
+
+def unused(base: SftConfig, plan_of: Callable[[SftConfig], Plan | Refusal]) -> list[str]:
+    """The settings with a change that leads to the same plan, found by changing each field of each section."""
+    found: list[str] = []
+    before = plan_of(base)
+    assert isinstance(before, Plan), before
+    for section, hint in get_type_hints(SftConfig).items():
+        held = getattr(base, section)
+        if held is None or not is_dataclass(hint):
+            found += [section for other in others(hint, held) if plan_of(replace(base, **{section: other})) == before]
+        if held is None:
+            continue
+        for field in fields(held):
+            kind, value = get_type_hints(type(held))[field.name], getattr(held, field.name)
+            answers = [
+                plan_of(replace(base, **{section: replace(held, **{field.name: other})}))
+                for other in others(kind, value)
+            ]
+            assert answers, f"{section}.{field.name} was not changed"
+            same = sum(answer == before for answer in answers)
+            # `auto` stands for one of the other choices, so that one choice may come to the same.
+            allowed = 1 if "auto" in get_args(kind) else 0
+            found += [f"{section}.{field.name}"] * (same > allowed)
+    return found
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_every_setting_changes_the_plan_or_is_refused(base: SftConfig) -> None:
+    assert unused(base, lambda config: plan(config, MACHINE)) == []
+
+
+@pytest.mark.parametrize(
+    "forgotten",
+    ["model.precision", "optimizer.weight_decay", "run.num_threads", "checkpoint.num_kept", "lora.dropout", "lora"],
+)
+def test_a_setting_that_the_plan_forgets_is_found(forgotten: str) -> None:
+    base = BASES["lora, wsd and validation"]
+    section, _, name = forgotten.partition(".")
+
+    def forgetful(config: SftConfig) -> Plan | Refusal:
+        held = getattr(base, section)
+        if name and getattr(config, section) is not None:
+            held = replace(getattr(config, section), **{name: getattr(held, name)})
+        return plan(replace(config, **{section: held}), MACHINE)
+
+    found = unused(base, forgetful)
+    assert forgotten in found
+    assert all(each.startswith(section) for each in found)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"run": RunConfig("o", device="xpu")},
+        "run.device: xpu; expected a device of this machine: cpu, cuda. hint: auto takes the best one there is",
+    ),
+    (
+        {"run": RunConfig("o", num_epochs=2, num_steps=10)},
+        "run.num_epochs: 2, while run.num_steps is 10; expected one of the two. hint: leave out the one you do "
+        "not mean",
+    ),
+    (
+        {"data": DataConfig("d", tokens_per_sample_max=600), "batch": BatchConfig(tokens_per_rank_max=512)},
+        "data.tokens_per_sample_max: 600, over batch.tokens_per_rank_max = 512; expected a sample to fit one "
+        "microbatch. hint: raise batch.tokens_per_rank_max to the same number",
+    ),
+    (
+        {"data": DataConfig("d", kind="text", on_long_sample="skip")},
+        "data.on_long_sample: skip, while data.kind is text; expected no rule. hint: documents are cut into blocks, so "
+        "none is too long: leave it out",
+    ),
+    (
+        {"data": DataConfig("d", validation_path="v", validation_fraction=0.1)},
+        "data.validation_fraction: 0.1, while data.validation_path is v; expected one of the two. hint: leave out the "
+        "one you do not mean",
+    ),
+    (
+        {"run": RunConfig("o", validation_steps_between=5)},
+        "run.validation_steps_between: 5, without validation data; expected something to compute a validation loss on. "
+        "hint: hold samples out with --data.validation_fraction 0.05",
+    ),
+    (
+        {"schedule": ScheduleConfig(shape="cosine", decay_fraction=0.1)},
+        "schedule.decay_fraction: 0.1, while schedule.shape is cosine; expected wsd, the one shape with a decay phase. "
+        "hint: leave it out, or choose wsd",
+    ),
+    (
+        {"schedule": ScheduleConfig(shape="constant", floor_fraction=0.1)},
+        "schedule.floor_fraction: 0.1, while schedule.shape is constant; expected a shape that falls. hint: leave it "
+        "out, or choose linear, cosine or wsd",
+    ),
+    (
+        {"schedule": ScheduleConfig(shape="wsd", warmup_fraction=0.9)},
+        "schedule.warmup_fraction: 0.9, with a decay of 0.2; expected at most 1 together. hint: make one of them "
+        "shorter",
+    ),
+    (
+        {"checkpoint": CheckpointConfig(export="merged")},
+        "checkpoint.export: merged, without lora; expected model, auto or none. hint: add --lora to train an adapter",
+    ),
+    (
+        {"checkpoint": CheckpointConfig(export="model"), "lora": LoraConfig()},
+        "checkpoint.export: model, with lora; expected adapter, merged, adapter+merged, auto or none. hint: merged is "
+        "the whole model with the adapter added in",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[message.split(":")[0] for _, message in REFUSED])
+def test_settings_that_do_not_combine_are_refused_with_a_reason(changed: dict[str, Any], message: str) -> None:
+    answer = plan(replace(BASE, **changed), MACHINE)
+    assert isinstance(answer, Refusal)
+    error = answer.as_error()
+    assert isinstance(error, PlanRefused)
+    assert str(error) == message
+
+
+def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:
+    answer = plan(config, machine)
+    assert isinstance(answer, Plan)
+    return answer
+
+
+def test_what_is_left_open_is_decided_by_the_rest() -> None:
+    assert planned(BASE).schedule.peak == 2e-5
+    assert planned(replace(BASE, lora=LoraConfig())).schedule.peak == 2e-4
+    assert planned(BASE).exports == ("model",)
+    assert planned(replace(BASE, lora=LoraConfig())).exports == ("adapter", "merged")
+    assert planned(replace(BASE, checkpoint=CheckpointConfig(export="none"))).exports == ()
+    assert planned(BASE).device == "cuda"
+    assert planned(BASE, Machine(num_threads=4)).device == "cpu"
+    assert planned(BASE, Machine(num_threads=3)).num_threads == 3
+    assert planned(BASE).tokens_per_sample_max == BASE.batch.tokens_per_rank_max
+    assert (planned(BASE).num_epochs, planned(BASE).num_steps) == (1, None)
+    by_steps = planned(replace(BASE, run=RunConfig("o", num_steps=9)))
+    assert (by_steps.num_epochs, by_steps.num_steps) == (None, 9)
+
+
+def test_trajectory_leaves_out_where_and_how_often_and_keeps_what_decides_numbers() -> None:
+    before = planned(BASE).trajectory()
+    bookkeeping = replace(
+        BASE,
+        run=RunConfig("elsewhere", steps_this_session_max=3, progress_steps_between=5),
+        checkpoint=CheckpointConfig(steps_between=4, num_kept=5, resume="must", export="none"),
+        model=ModelConfig("moved"),
+        data=DataConfig("moved too"),
+    )
+    assert planned(bookkeeping).trajectory() == before
+    assert planned(replace(BASE, run=RunConfig("o", seed=1))).trajectory() != before
+    assert planned(replace(BASE, optimizer=OptimizerConfig(beta2=0.95))).trajectory() != before
+    assert planned(replace(BASE, lora=LoraConfig())).trajectory() != before
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_description_tells_apart_what_the_plan_tells_apart(base: SftConfig) -> None:
+    def described(config: SftConfig) -> Plan | Refusal:
+        answer = plan(config, MACHINE)
+        # A plan equal in all but its text stands for its text.
+        return replace(planned(base), out=answer.describe()) if isinstance(answer, Plan) else answer
+
+    assert unused(base, described) == []

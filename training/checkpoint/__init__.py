@@ -1,0 +1,1 @@
+"""State that survives the process: checkpoints to go on from, exports to use elsewhere."""

@@ -1,0 +1,134 @@
+"""Writes a checkpoint so that a process killed at any moment leaves either the old newest one or the new one.
+
+    clear leftovers → write each file, flush it, read it back for its hash → manifest → rename → pointer → rotate
+
+Every arrow is a boundary, and `on_boundary` is told of each before it is crossed, with a name that says what comes
+next. Tests kill the process at every one of them; nothing else needs it.
+
+Old checkpoints go last and in one rename each, so a half-deleted one never looks like a whole one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.checkpoint.manifest import (
+    MANIFEST,
+    POINTER,
+    TRASH,
+    UNFINISHED,
+    committed,
+    entry_of,
+    manifest_text,
+    name_of,
+)
+from training.errors import CheckpointError
+
+STATE = "state.json"
+
+
+def save(
+    checkpoints: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    num_kept: int,
+    on_boundary: Callable[[str], None] = lambda name: None,
+) -> Path:
+    """Commits the checkpoint of `step` and returns its directory.
+
+    Args:
+        checkpoints: the run's directory of checkpoints, made if absent.
+        step: optimizer steps taken.
+        tensors: for each file, without its ending, the tensors in it. They are written from where they are, uncopied.
+        state: JSON values, written to state.json.
+        num_kept: newest checkpoints to keep, this one included.
+        on_boundary: told the name of each boundary before it is crossed.
+
+    Raises:
+        CheckpointError: the directory cannot be written; earlier checkpoints are as they were.
+    """
+    final = checkpoints / name_of(step)
+    unfinished = checkpoints / f"{UNFINISHED}{final.name}"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        on_boundary("clear leftovers")
+        clear_leftovers(checkpoints)
+        on_boundary("make directory")
+        unfinished.mkdir()
+        files = {}
+        for name, values in tensors.items():
+            path = unfinished / f"{name}.safetensors"
+            on_boundary(f"write {path.name}")
+            save_file(dict(values), path)
+            on_boundary(f"flush {path.name}")
+            _flush(path)
+            files[path.name] = entry_of(path)
+        on_boundary(f"write {STATE}")
+        _write(unfinished / STATE, json.dumps(state, indent=1) + "\n", on_boundary)
+        files[STATE] = entry_of(unfinished / STATE)
+        on_boundary("write manifest")
+        _write(unfinished / MANIFEST, manifest_text(step, files), on_boundary)
+        _flush(unfinished)
+        on_boundary("commit")
+        unfinished.rename(final)
+        on_boundary("flush commit")
+        _flush(checkpoints)
+        on_boundary("write pointer")
+        beside = checkpoints / f"{UNFINISHED}{POINTER}"
+        _write(beside, f"{final.name}\n", on_boundary)
+        on_boundary("move pointer")
+        beside.rename(checkpoints / POINTER)
+        on_boundary("flush pointer")
+        _flush(checkpoints)
+        for old in committed(checkpoints)[:-num_kept]:
+            on_boundary(f"rotate {old.name}")
+            trash = old.rename(checkpoints / f"{TRASH}{old.name}")
+            on_boundary(f"delete {old.name}")
+            shutil.rmtree(trash)
+    except (OSError, SafetensorError) as error:
+        # Space is what a failed save most often lacks, and the half-written files are the first to give some back.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            str(final),
+            got=f"it cannot be written ({error})",
+            expected="a directory with room for the weights and two moments of each",
+            hint="make room or choose another --out; the checkpoints before this one are untouched",
+        ) from error
+    return final
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Removes what a killed save or rotation left behind. Only the one process that owns the run may call it."""
+    for path in checkpoints.iterdir():
+        if path.name.startswith((UNFINISHED, TRASH)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write(path: Path, text: str, on_boundary: Callable[[str], None]) -> None:
+    """Writes a small file in two halves with a boundary between, as a torn write would leave it, and flushes it."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text[: len(text) // 2])
+        file.flush()
+        on_boundary(f"tear {path.name}")
+        file.write(text[len(text) // 2 :])
+        file.flush()
+        on_boundary(f"flush {path.name}")
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a directory's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""What has to be remembered for a run to go on as if it had never stopped, and how it is put back.
+
+    parameters   every trained weight, and buffers that belong to the model's state
+    moments      each weight's two moments and its step count, under the weight's name
+    random       states of the random generators: dropout draws from them
+
+The rest is a function of the step number: the learning rate, the order of samples, the next batch. What is frozen (all
+of a model under an adapter) is not copied into each checkpoint; a digest says whether it is still the same.
+
+Tensors are looked up by name, never by position, and every name and shape must agree: a weight that is silently left at
+its initial value, or a moment at zero, looks like a healthy run for a while.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.errors import CheckpointError
+
+Tensors = dict[str, dict[str, Tensor]]
+"""Of each file, its tensors by name."""
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """The tensors of the model, the optimizer and the random generators, not copied."""
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in _trained(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    generators = {"cpu": torch.get_rng_state(), "python": _python_generator()}
+    for device in _accelerators(model):
+        generators[str(device)] = torch.get_device_module(device).get_rng_state(device)
+    return {"parameters": _state(model), "moments": moments, "random": generators}
+
+
+def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts captured tensors back into a model and an optimizer built from the same plan.
+
+    Raises:
+        CheckpointError: a name, shape or type differs; nothing of the optimizer has been touched then.
+    """
+    _copy(tensors["parameters"], _state(model))
+    trained = _trained(model)
+    number_of = {
+        parameter: number
+        for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"])
+    }
+    states: dict[int, dict[str, Tensor]] = {number: {} for number in number_of.values()}
+    for full_name, value in tensors["moments"].items():
+        name, _, key = full_name.rpartition("/")
+        if name not in trained:
+            raise _differs(name, "moments of a weight that this model does not train", "the same weights")
+        if value.ndim and value.shape != trained[name].shape:
+            raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(trained[name].shape)}")
+        states[number_of[trained[name]]][key] = value
+    complete = {key for state in states.values() for key in state}
+    for name, parameter in trained.items():
+        if not complete or states[number_of[parameter]].keys() != complete:
+            raise _differs(name, "a trained weight without all its moments", "both moments of each trained weight")
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    torch.set_rng_state(tensors["random"]["cpu"])
+    _set_python_generator(tensors["random"]["python"])
+    for device in _accelerators(model):
+        torch.get_device_module(device).set_rng_state(tensors["random"][str(device)].cpu(), device)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 over every weight that is not trained, names and shapes included; "" if all are."""
+    digest = hashlib.sha256()
+    frozen = [(name, each) for name, each in model.named_parameters() if not each.requires_grad]
+    for name, parameter in frozen:
+        digest.update(f"{name}{list(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if frozen else ""
+
+
+def arrays_digest(arrays: Iterable[Any]) -> str:
+    """SHA-256 over numpy arrays in order, lengths included: of examples, say whether they are the same examples."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that are trained by name; tied ones once."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Trained weights and persistent buffers, detached and not copied."""
+    persistent = model.state_dict().keys()
+    buffers = {name: each for name, each in model.named_buffers() if name in persistent}
+    return {name: each.detach() for name, each in (_trained(model) | buffers).items()}
+
+
+@torch.no_grad()
+def _copy(saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+    """Checks that both have the same tensors, then copies all values."""
+    for name in [*saved.keys() - live.keys(), *live.keys() - saved.keys()]:
+        has, lacks = ("checkpoint", "model") if name in saved else ("model", "checkpoint")
+        raise _differs(name, f"the {has} has it, the {lacks} has not", "the same tensors in both")
+    for name, value in saved.items():
+        if value.shape != live[name].shape or value.dtype != live[name].dtype:
+            got, expected = (f"{each.dtype} {list(each.shape)}" for each in (value, live[name]))
+            raise _differs(name, got, expected)
+    for name, value in saved.items():
+        live[name].copy_(value)
+
+
+def _differs(name: str, got: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint tensor {name}",
+        got=got,
+        expected=expected,
+        hint="the checkpoint belongs to another model: give the --model and --lora settings it was made with",
+    )
+
+
+def _accelerators(model: nn.Module) -> list[torch.device]:
+    return sorted({each.device for each in model.parameters() if each.device.type != "cpu"}, key=str)
+
+
+def _python_generator() -> Tensor:
+    """The state of Python's generator: 624 words and a position."""
+    return torch.tensor(random.getstate()[1], dtype=torch.int64)
+
+
+def _set_python_generator(words: Tensor) -> None:
+    random.setstate((3, tuple(words.tolist()), None))

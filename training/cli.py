@@ -1,0 +1,218 @@
+"""The command line: typed settings in, a plan or a trained model out.
+
+    python -m training sft  --model DIR --data chat.jsonl --out DIR [settings]
+    python -m training plan --model DIR --data chat.jsonl --out DIR [settings]
+
+Every setting is a field of `training.config`, spelt `--section.field`, and its help is the docstring under the field:
+there is no second list of options to fall behind. A field may be given without its section where that is unambiguous,
+with dashes or underscores: `--learning-rate-peak` is `--optimizer.learning_rate_peak`.
+
+torch is imported only once there is a plan to carry out, so help and mistakes are answered at once.
+"""
+
+import ast
+import inspect
+import os
+import shlex
+import sys
+import textwrap
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from training.config import SftConfig
+from training.errors import EXIT_INTERRUPTED, PlumblineError
+from training.plan import Plan, Refusal, plan
+
+EXIT_KILLED_BY_CTRL_C = 130
+"""What a shell expects of a program that Ctrl-C ended; nothing was saved beyond the last checkpoint."""
+
+COMMANDS = {
+    "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
+    "plan": "Print what the settings of sft resolve to on this machine, or why they are refused; train nothing.",
+}
+
+EPILOG = f"""\
+short names:
+  --model, --data and --out must be given, and nothing else. A setting may leave out its section:
+  --samples-per-step 8 is --batch.samples_per_step 8. --lora by itself trains an adapter with default settings.
+
+exit codes:
+   0  done, and every export verified          5  a checkpoint cannot be written, found or believed
+   2  a setting is impossible, or refused      6  loss or gradient norm not finite; no weight was moved
+   3  the data file or one of its samples      7  the export is not the model that was trained
+   4  the model cannot be loaded or used      {EXIT_INTERRUPTED}  stopped early and saved; the same command goes on
+"""
+
+
+class _KeepLines(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Wraps the help of options and leaves the lines of the epilog as they are written."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code for the shell.
+
+    Args:
+        arguments: the words after the program's name; those of this process if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # `bazel run` starts programs elsewhere; paths are meant from where the command was typed.
+    if typed_in := os.environ.get("BUILD_WORKING_DIRECTORY"):
+        os.chdir(typed_in)
+    parsed = parser().parse_args(expanded(words))
+    settings = parsed[parsed.command]
+    try:
+        return _plan(settings) if parsed.command == "plan" else _sft(settings, words)
+    except PlumblineError as error:
+        if settings.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped at once; what came after the last checkpoint is lost", file=sys.stderr)
+        return EXIT_KILLED_BY_CTRL_C
+
+
+def _plan(settings: Namespace) -> int:
+    print(_resolved(settings).describe())
+    return 0
+
+
+def _sft(settings: Namespace, words: Sequence[str]) -> int:
+    resolved = _resolved(settings)
+    import transformers
+
+    from training.recipes.sft import sft
+
+    # peft calls what this transformers has renamed; whoever trains can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # Its bars about loading weights would come between the lines of our own progress.
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it declares no types
+    print(resolved.describe(), flush=True)
+    summary = sft(resolved)
+    print(summary.describe())
+    if summary.stopped_by is None:
+        return 0
+    done = f"{summary.num_steps} of {summary.num_steps_planned} steps are saved"
+    print(f"stopped by {summary.stopped_by}; {done}. To go on:\n  {resume_command(words)}")
+    return EXIT_INTERRUPTED
+
+
+def _resolved(settings: Namespace) -> Plan:
+    """The plan for the settings on this machine; raises why there is none."""
+    config = to_config(settings)
+    from training.parallel.single import machine
+
+    answer = plan(config, machine())
+    if isinstance(answer, Refusal):
+        raise answer.as_error()
+    return answer
+
+
+def to_config(settings: Namespace) -> SftConfig:
+    """The parsed settings as the dataclasses they stand for; raises ConfigError for an impossible value."""
+    values: dict[str, Any] = {}
+    for section, hint in get_type_hints(SftConfig).items():
+        given = settings[section]
+        if given is not None:
+            values[section] = _section_type(hint)(**given.as_dict())
+    return SftConfig(**values)
+
+
+def resume_command(words: Sequence[str]) -> str:
+    """The command that goes on with the run that `words` started, to be typed in the same directory."""
+    program = "./bazelw run //training --" if "BUILD_WORKING_DIRECTORY" in os.environ else "python -m training"
+    return f"{program} {shlex.join(words)} --resume must"
+
+
+def parser() -> ArgumentParser:
+    """The parser of all commands."""
+    root = ArgumentParser(
+        prog="training",
+        description="Plumbline trains language models, and shows what it did.",
+        epilog=EPILOG,
+        formatter_class=_KeepLines,
+    )
+    commands = root.add_subcommands(dest="command")
+    for name, says in COMMANDS.items():
+        commands.add_subcommand(name, _settings_parser(name, says), help=says)
+    return root
+
+
+def _settings_parser(name: str, says: str) -> ArgumentParser:
+    """A parser with one option for each field of SftConfig, in groups by section."""
+    made = ArgumentParser(
+        description=says,
+        epilog=EPILOG,
+        usage=f"training {name} --model DIR --data FILE --out DIR [settings]",
+        formatter_class=_KeepLines,
+    )
+    made.add_argument("--config", action="config", help="YAML file of settings; later words on the line override it.")
+    made.add_argument("--debug", action="store_true", help="On an error, show where in the code it was raised.")
+    for section, hint in get_type_hints(SftConfig).items():
+        config = _section_type(hint)
+        docs, hints = field_docs(config), get_type_hints(config)
+        group = made.add_argument_group(section, " ".join((inspect.getdoc(config) or "").split()))
+        if config is not hint:
+            each = ". ".join(
+                f"{field.name}, {field.default}: {docs[field.name].rstrip('.')}" for field in fields(config)
+            )
+            group.add_argument(f"--{section}", type=hint, default=None, help=f"Switches it on. {each}.")
+            continue
+        for field in fields(config):
+            required = field.default is MISSING
+            group.add_argument(
+                f"--{section}.{field.name}",
+                type=hints[field.name],
+                default=None if required else field.default,
+                required=required,
+                help=docs[field.name].replace("%", "%%"),
+            )
+    return made
+
+
+def _section_type(hint: Any) -> type[Any]:
+    """The dataclass of a section, also of one that may be None."""
+    return next(each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each))
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """The string that stands under each field of a dataclass, in one line each."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, after in zip(definition.body, definition.body[1:], strict=False):
+        match field, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return docs
+
+
+def short_names() -> Mapping[str, str]:
+    """The full name of each short one: `run.out` of `out`. `model` and `data` stand for the path in their section."""
+    full: dict[str, list[str]] = {}
+    for section, hint in get_type_hints(SftConfig).items():
+        for field in fields(_section_type(hint)):
+            full.setdefault(field.name, []).append(f"{section}.{field.name}")
+    unambiguous = {name: names[0] for name, names in full.items() if len(names) == 1}
+    return unambiguous | {"model": "model.path", "data": "data.path"}
+
+
+def expanded(words: Sequence[str]) -> list[str]:
+    """The words with short names spelt out, dashes in names turned to underscores, and `--lora` alone given a value."""
+    names = short_names()
+    result: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name == "lora" and not equals and following.startswith("-"):
+            equals, value = "=", "{}"
+        result.append(f"--{names.get(name, name)}{equals}{value}")
+    return result

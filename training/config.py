@@ -1,0 +1,330 @@
+"""Settings of a run as frozen dataclasses, each validated when built, each field documented where it stands.
+
+The sentence under a field is what `--help` shows, so it states the unit and why the default is what it is. A field
+whose right value depends on others defaults to None, and `plan.plan` resolves it: that way "not given" and "given, but
+useless here" stay different things, and the second is refused instead of ignored.
+
+Here a value is judged alone (`ConfigError`). Whether values combine, and whether this machine can do it, is the plan's
+to say. Standard library only: reading a config must not cost the seconds that importing torch takes.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from training.errors import ConfigError
+
+Precision = Literal["fp32", "bf16"]
+Attention = Literal["documents", "sdpa", "eager"]
+DataKind = Literal["chat", "text"]
+OnBadSample = Literal["stop", "skip"]
+OnLongSample = Literal["stop", "skip", "truncate"]
+ScheduleShape = Literal["constant", "linear", "cosine", "wsd"]
+Device = Literal["auto", "cpu", "cuda", "xpu"]
+Resume = Literal["auto", "never", "must"]
+Export = Literal["auto", "model", "adapter", "merged", "adapter+merged", "none"]
+
+
+def _at_least(where: str, value: float, least: float, hint: str) -> None:
+    if not value >= least or math.isinf(value):
+        raise ConfigError(where, got=str(value), expected=f"a finite number of at least {least}", hint=hint)
+
+
+def _above(where: str, value: float, bound: float, hint: str) -> None:
+    if not value > bound or math.isinf(value):
+        raise ConfigError(where, got=str(value), expected=f"a finite number above {bound}", hint=hint)
+
+
+def _fraction(where: str, value: float, hint: str) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(where, got=str(value), expected="a fraction, 0 or more and below 1", hint=hint)
+
+
+def _given(where: str, value: str, hint: str) -> None:
+    if not value:
+        raise ConfigError(where, got="nothing", expected="a path", hint=hint)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is trained, and in which arithmetic."""
+
+    path: str
+    """Directory (or hub name) of the model and its tokenizer, in Hugging Face layout."""
+
+    precision: Precision = "fp32"
+    """Arithmetic of forward and backward. bf16 computes under autocast; weights, gradients and moments stay fp32 either
+    way, because small updates vanish in bf16."""
+
+    attention: Attention = "documents"
+    """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;
+    `sdpa` and `eager` are transformers' own, which build the whole square mask."""
+
+    activation_checkpointing: bool = False
+    """Forget activations in the forward pass and compute them again in the backward pass: one more forward pass of
+    time, far less memory."""
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without opening the directory."""
+        _given("model.path", self.path, "name a model directory with --model DIR")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which samples are read, and what becomes of those that do not fit."""
+
+    path: str
+    """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text."""
+
+    kind: DataKind = "chat"
+    """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
+    on every token of plain documents, cut into blocks."""
+
+    validation_path: str | None = None
+    """Second JSONL file for the validation loss. Not together with validation_fraction."""
+
+    validation_fraction: float = 0.0
+    """Share of the samples held out for the validation loss, drawn once from run.seed. 0 holds none out."""
+
+    tokens_per_sample_max: int | None = None
+    """Longest example, in tokens. Default: batch.tokens_per_rank_max, since a longer one would fit no microbatch. For
+    kind=text it is the block length."""
+
+    on_bad_sample: OnBadSample = "stop"
+    """What to do with a line that is not a usable sample: `stop` with its line number, or `skip` and count it in the
+    summary."""
+
+    on_long_sample: OnLongSample = "stop"
+    """What to do with a sample over tokens_per_sample_max: `stop`, `skip` and count, or `truncate` its end and
+    count."""
+
+    def __post_init__(self) -> None:
+        """Checks each value alone; the file is opened later, by the reader, which can name the line."""
+        _given("data.path", self.path, "name a JSONL file with --data FILE")
+        if self.validation_path is not None:
+            _given("data.validation_path", self.validation_path, "name a JSONL file or leave the setting out")
+        _fraction("data.validation_fraction", self.validation_fraction, "0.05 holds out one sample in twenty")
+        if self.tokens_per_sample_max is not None:
+            _at_least(
+                "data.tokens_per_sample_max",
+                self.tokens_per_sample_max,
+                2,
+                "one token predicts the next: two is the least",
+            )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How much one optimizer step sees. Accumulation is not a setting: it follows from these two numbers."""
+
+    samples_per_step: int = 16
+    """Samples in one optimizer step over all ranks. 16 suits small chat sets; more is steadier and slower per sample
+    seen."""
+
+    tokens_per_rank_max: int = 4096
+    """Tokens in one forward and backward pass on one rank. Decides memory, never results: a step's samples are packed
+    into as many such microbatches as they need."""
+
+    def __post_init__(self) -> None:
+        """Both are counts of something that must exist."""
+        _at_least("batch.samples_per_step", self.samples_per_step, 1, "a step needs at least one sample")
+        _at_least(
+            "batch.tokens_per_rank_max",
+            self.tokens_per_rank_max,
+            2,
+            "give it the length of your longest sample or more",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) and the clip in front of it."""
+
+    learning_rate_peak: float | None = None
+    """Learning rate at the top of the schedule. Default: 2e-5 for all weights, 2e-4 for an adapter, which starts from
+    zero."""
+
+    weight_decay: float = 0.0
+    """Pull towards zero per step, as a share of weight times learning rate; on matrices only, never on norms and
+    biases. 0 by default: fine-tuning is short and starts from weights worth keeping."""
+
+    beta1: float = 0.9
+    """Share of the old first moment kept at each step."""
+
+    beta2: float = 0.999
+    """Share of the old second moment kept at each step. Try 0.95 if long runs show spikes."""
+
+    epsilon: float = 1e-8
+    """Added to the root of the second moment, so that a quiet weight is not divided by zero."""
+
+    fused: bool = True
+    """One kernel for the whole update instead of a loop over weights: faster, the same formula, other last digits."""
+
+    gradient_norm_max: float | None = 1.0
+    """Gradients are scaled down to this L2 norm over all weights if they exceed it. null (None) never scales."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which AdamW is defined."""
+        if self.learning_rate_peak is not None:
+            _above(
+                "optimizer.learning_rate_peak",
+                self.learning_rate_peak,
+                0.0,
+                "2e-5 for all weights or 2e-4 for LoRA is usual",
+            )
+        _at_least("optimizer.weight_decay", self.weight_decay, 0.0, "0 switches decay off; 0.01 to 0.1 is usual")
+        _fraction("optimizer.beta1", self.beta1, "0.9 is usual")
+        _fraction("optimizer.beta2", self.beta2, "0.999 or 0.95 is usual")
+        _above("optimizer.epsilon", self.epsilon, 0.0, "1e-8 is usual")
+        if self.gradient_norm_max is not None:
+            _above("optimizer.gradient_norm_max", self.gradient_norm_max, 0.0, "1.0 is usual; null never clips")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a share of the peak; fractions count steps of the whole run."""
+
+    shape: ScheduleShape = "cosine"
+    """After the warm-up: `constant` stays; `linear` and `cosine` fall, to reach the floor where the run ends; `wsd`
+    stays and then falls linearly (warm-up, stable, decay)."""
+
+    warmup_fraction: float = 0.03
+    """Share of all steps over which the rate climbs in a straight line to its peak. 0 starts at the peak."""
+
+    decay_fraction: float | None = None
+    """Share of all steps over which wsd falls at the end. Default: 0.2. Only for wsd."""
+
+    floor_fraction: float | None = None
+    """Share of the peak at which the fall ends. Default: 0. Not for constant, which never falls."""
+
+    def __post_init__(self) -> None:
+        """Each is a share of something."""
+        _fraction("schedule.warmup_fraction", self.warmup_fraction, "0.03 warms up over 3 % of the run")
+        if self.decay_fraction is not None:
+            _fraction("schedule.decay_fraction", self.decay_fraction, "0.2 falls over the last fifth of the run")
+        if self.floor_fraction is not None:
+            _fraction("schedule.floor_fraction", self.floor_fraction, "0.1 ends at a tenth of the peak")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): W + (alpha / rank) · B A, with W frozen."""
+
+    rank: int = 16
+    """Inner dimension of each adapter. 16 is enough for most fine-tuning; memory grows in proportion."""
+
+    alpha: float = 32.0
+    """Numerator of the adapter's scale alpha / rank. Twice the rank is usual."""
+
+    dropout: float = 0.0
+    """Probability with which an input of an adapter is zeroed in training."""
+
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter, as a list: ["q_proj", "v_proj"]. all-linear means each one except
+    the head."""
+
+    def __post_init__(self) -> None:
+        """Checks that there is an adapter to train."""
+        _at_least("lora.rank", self.rank, 1, "8 to 64 is usual; leave lora out to train all weights")
+        _above("lora.alpha", self.alpha, 0.0, "twice the rank is usual")
+        _fraction("lora.dropout", self.dropout, "0 to 0.1 is usual")
+        if not self.target_modules or "" in self.target_modules:
+            raise ConfigError(
+                "lora.target_modules",
+                got="no layer",
+                expected="names of linear layers",
+                hint="all-linear takes every one",
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When resumable state is written, how much of it is kept, and what is left at the end."""
+
+    steps_between: int | None = None
+    """Steps from one checkpoint to the next. Default: none on the way, one at the end and one at Ctrl-C or SIGTERM."""
+
+    num_kept: int = 2
+    """Newest checkpoints kept. At least 2, so that a crash while one is written or found damaged leaves another."""
+
+    resume: Resume = "auto"
+    """`auto` goes on from the newest checkpoint under run.out, or starts there if it is empty; `must` refuses to start
+    from zero; `never` refuses a run.out that already holds checkpoints."""
+
+    export: Export = "auto"
+    """What is left as a Hugging Face directory: the `model`; or with LoRA the `adapter` alone, the `merged` model, or
+    both. auto: the model, or with LoRA both."""
+
+    def __post_init__(self) -> None:
+        """Checks counts; refuses the one-checkpoint rotation that loses everything in a crash."""
+        if self.steps_between is not None:
+            _at_least(
+                "checkpoint.steps_between",
+                self.steps_between,
+                1,
+                "leave it out to save only at the end and when stopped",
+            )
+        _at_least("checkpoint.num_kept", self.num_kept, 2, "with one, a crash during the next save could lose both")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives, how long it lasts, and what it draws from."""
+
+    out: str
+    """Directory for checkpoints, metrics, summary and export. Made if absent."""
+
+    num_epochs: int | None = None
+    """Times every sample is seen. Default: 1, unless num_steps is given. Not together with num_steps."""
+
+    num_steps: int | None = None
+    """Optimizer steps of the whole run, over as many epochs as that takes."""
+
+    steps_this_session_max: int | None = None
+    """Save and stop after so many steps although the run is not finished, as if interrupted: for queues with a time
+    limit."""
+
+    seed: int = 0
+    """Start of every random draw: order of samples, held-out samples, adapters, dropout. The same seed gives the same
+    run."""
+
+    device: Device = "auto"
+    """Where tensors live. auto takes the machine's accelerator, or the CPU if there is none."""
+
+    num_threads: int | None = None
+    """CPU threads of one tensor operation. Default: as many as the process may use. Changes the last digits of
+    results."""
+
+    validation_steps_between: int | None = None
+    """Steps from one validation loss to the next. Default: with validation data, one before the first step and one
+    after the last."""
+
+    progress_steps_between: int = 1
+    """Steps from one progress line to the next. metrics.jsonl has every step regardless."""
+
+    def __post_init__(self) -> None:
+        """Checks counts, and that the seed fits where seeds go."""
+        _given("run.out", self.out, "name a directory with --out DIR")
+        for name in ("num_epochs", "num_steps", "steps_this_session_max", "num_threads", "validation_steps_between"):
+            value: int | None = getattr(self, name)
+            if value is not None:
+                _at_least(f"run.{name}", value, 1, "leave it out for the default")
+        _at_least("run.progress_steps_between", self.progress_steps_between, 1, "1 prints every step")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(
+                "run.seed", got=str(self.seed), expected="0 or more and below 2**32", hint="any small number will do"
+            )
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning: everything a user may decide."""
+
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lora: LoraConfig | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,113 @@
+"""The loop around the step: records, validation, checkpoints, and an orderly end at a signal.
+
+It knows nothing of losses, models or tensors. What it calls is handed to it, so that one loop serves every recipe and
+its rules can be tested without training anything.
+
+Ctrl-C and SIGTERM let the step in progress finish, then save, then stop. A second Ctrl-C stops at once and loses what
+came after the last checkpoint.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+
+from training.metrics.progress import ProgressLine
+from training.metrics.records import Records, StepRecord, ValidationRecord
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended; everything up to `step` is saved."""
+
+    step: int
+    """Steps taken, over all processes of the run."""
+    stopped_by: str | None
+    """SIGINT, SIGTERM or steps_this_session_max; None if the last step was taken."""
+
+
+class StopRequest:
+    """Notices signals while it is entered, and restores whatever handled them before."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Python delivers signals to the main thread alone and refuses to set handlers elsewhere.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._handle) for each in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+        # os.write, since print may be what the signal interrupted.
+        os.write(2, f"\n{self.reason}: finishing this step, then saving. Ctrl-C again stops at once.\n".encode())
+
+
+def run(
+    *,
+    first_step: int,
+    num_steps: int,
+    take_step: Callable[[int], StepRecord],
+    validate: Callable[[int], ValidationRecord] | None,
+    save: Callable[[int], None],
+    records: Records,
+    progress: ProgressLine,
+    stop: StopRequest,
+    checkpoint_steps_between: int | None,
+    validation_steps_between: int | None,
+    steps_this_session_max: int | None,
+) -> Outcome:
+    """Takes the steps that are left, and returns when all are taken or something asked to stop.
+
+    Args:
+        first_step: steps taken before; their records, validations and checkpoints exist.
+        num_steps: steps of the whole run.
+        take_step: takes the step that has the given number of steps before it.
+        validate: computes the validation loss after the given number of steps; None if there is nothing to validate on.
+            Called before the first step, every `validation_steps_between` and after the last.
+        save: commits a checkpoint of the given number of steps. Called every `checkpoint_steps_between`, after the last
+            step, and before an early stop.
+        records: gets every record before anything that depends on it is saved.
+        progress: gets every record for people to see.
+        stop: is looked at after each step.
+        checkpoint_steps_between: None saves only at the end.
+        validation_steps_between: None validates only at the ends.
+        steps_this_session_max: None takes all that are left.
+    """
+
+    def keep(record: StepRecord | ValidationRecord) -> None:
+        records.write(record)
+        progress.show(record)
+
+    if validate is not None and first_step == 0:
+        keep(validate(0))
+    for step in range(first_step, num_steps):
+        keep(take_step(step))
+        taken, is_last = step + 1, step + 1 == num_steps
+        if validate is not None and (is_last or _is_due(taken, validation_steps_between)):
+            keep(validate(taken))
+        reason = stop.reason
+        if reason is None and taken - first_step == steps_this_session_max:
+            reason = "steps_this_session_max"
+        if is_last or reason is not None or _is_due(taken, checkpoint_steps_between):
+            records.sync()
+            save(taken)
+        if reason is not None and not is_last:
+            return Outcome(taken, reason)
+    return Outcome(num_steps, None)
+
+
+def _is_due(taken: int, steps_between: int | None) -> bool:
+    return steps_between is not None and taken % steps_between == 0

@@ -1,0 +1,49 @@
+"""The backend of one process, and the look around that tells the plan where it is."""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from training.config import Precision
+from training.plan import Machine
+
+ACCELERATORS = ("cuda", "xpu")
+"""Device types the toolkit is written for, best first. ROCm calls itself cuda."""
+
+
+def machine() -> Machine:
+    """This machine: its accelerators, and the threads that this process may use rather than all there are."""
+    present = tuple(kind for kind in ACCELERATORS if getattr(torch, kind).is_available())
+    return Machine(num_threads=len(os.sched_getaffinity(0)), accelerators=present)
+
+
+class Single:
+    """One process, one device: nothing to share, so sums and norms are its own."""
+
+    rank = 0
+    num_ranks = 1
+
+    def __init__(self, device: str, precision: Precision) -> None:
+        """Computes on `device`; with bf16, forward passes run under autocast and weights stay fp32."""
+        self.device = torch.device(device)
+        self._precision = precision
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Autocast to bf16, or nothing."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Adds gradients; there is nobody to reduce with, so the last microbatch is like any other."""
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+
+    def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The norm over this process' gradients."""
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def sum_over_ranks(self, value: float) -> float:
+        """The value."""
+        return value

@@ -1,0 +1,282 @@
+"""plan(config, machine) → Plan | Refusal: the one place that says what combines with what, and on which machine.
+
+Every setting ends here. It is either used, and then it shows in the Plan, or it cannot be used, and then the Refusal
+names it. Nothing downstream looks at a config again: what trains reads the Plan, which has no "default, to be decided
+later" left in it. A test changes each field of the config in turn and asks for another Plan or a Refusal; a second one
+asks that each field of the Plan is read by something that trains.
+
+What only the data can tell (how many steps are in an epoch) stays a rule here and becomes a number in the recipe.
+Standard library only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from training.config import Attention, DataKind, LoraConfig, OnBadSample, OnLongSample, Precision, Resume, SftConfig
+from training.errors import PlanRefused
+from training.schedule import Schedule
+
+ExportKind = Literal["model", "adapter", "merged"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan needs to know of the place it is made for; `training.parallel.single.machine` looks it up."""
+
+    num_threads: int
+    """CPU threads that this process may use."""
+    accelerators: tuple[str, ...] = ()
+    """Device types that are present beside the CPU, best first: cuda, xpu."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a config is not trained: one setting, the reason, and what to change."""
+
+    field: str
+    got: str
+    expected: str
+    hint: str
+
+    def as_error(self) -> PlanRefused:
+        """The same words as an exception, for callers that cannot go on."""
+        return PlanRefused(self.field, got=self.got, expected=self.expected, hint=self.hint)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config with everything decided."""
+
+    model_path: str
+    precision: Precision
+    attention: Attention
+    activation_checkpointing: bool
+    lora: LoraConfig | None
+
+    data_path: str
+    data_kind: DataKind
+    validation_path: str | None
+    validation_fraction: float
+    tokens_per_sample_max: int
+    on_bad_sample: OnBadSample
+    on_long_sample: OnLongSample
+
+    samples_per_step: int
+    tokens_per_rank_max: int
+
+    schedule: Schedule
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
+    fused: bool
+    gradient_norm_max: float | None
+
+    num_epochs: int | None
+    """None if num_steps says how long the run is."""
+    num_steps: int | None
+    seed: int
+    device: str
+    num_threads: int
+
+    out: str
+    resume: Resume
+    exports: tuple[ExportKind, ...]
+    checkpoint_steps_between: int | None
+    num_kept: int
+    steps_this_session_max: int | None
+    validation_steps_between: int | None
+    progress_steps_between: int
+
+    def trajectory(self) -> dict[str, Any]:
+        """The part that decides the numbers, as JSON values: a checkpoint is continued only by a plan equal in these.
+
+        Where things lie and how often they are written is left out. So are the contents of model and data files: the
+        checkpoint holds a digest of what was read from them, which survives a move and sees a change.
+        """
+        return {name: value for name, value in _jsonable(asdict(self)).items() if name not in _BOOKKEEPING}
+
+    def describe(self) -> str:
+        """The plan as a person reads it, a line per decision."""
+        lora, schedule = self.lora, self.schedule
+        trained = (
+            f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {' '.join(lora.target_modules)}"
+            if lora
+            else "all weights"
+        )
+        shape = f"{schedule.shape} from {schedule.peak:g}, warm-up {schedule.warmup_fraction:.0%} of the steps"
+        if schedule.shape == "wsd":
+            shape += f", decay {schedule.decay_fraction:.0%}"
+        if schedule.shape != "constant":
+            shape += f", floor {schedule.floor_fraction:.0%} of the peak"
+        length = f"{self.num_steps} steps" if self.num_steps else f"{self.num_epochs} epoch(s) of the data"
+        validation = self.validation_path or (f"{self.validation_fraction:.1%} of the samples, held out")
+        if not self.validates:
+            validation = "none"
+        elif self.validation_steps_between:
+            validation += f", every {self.validation_steps_between} steps"
+        clip = "not clipped" if self.gradient_norm_max is None else f"norm at most {self.gradient_norm_max:g}"
+        every = f"every {self.checkpoint_steps_between} steps and " if self.checkpoint_steps_between else ""
+        adamw = f"AdamW{' (fused)' if self.fused else ''}, betas {self.betas[0]:g} {self.betas[1]:g}"
+        lines = {
+            "model": f"{self.model_path}, {trained}",
+            "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
+            + (", activation checkpointing" if self.activation_checkpointing else ""),
+            "data": f"{self.data_path} ({self.data_kind}), up to {self.tokens_per_sample_max} tokens a sample; "
+            f"bad samples: {self.on_bad_sample}; long samples: {self.on_long_sample}",
+            "validation": validation,
+            "batch": f"{self.samples_per_step} samples a step, packed into microbatches of up to "
+            f"{self.tokens_per_rank_max} tokens",
+            "optimizer": f"{adamw}, epsilon {self.epsilon:g}, weight decay {self.weight_decay:g}; gradients {clip}",
+            "rate": shape,
+            "length": length
+            + (f", at most {self.steps_this_session_max} in this session" if self.steps_this_session_max else ""),
+            "seed": str(self.seed),
+            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}",
+            "export": ", ".join(self.exports) or "none",
+            "progress": f"every {self.progress_steps_between} step(s)",
+        }
+        return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
+
+    @property
+    def validates(self) -> bool:
+        """True if there is a validation loss to compute."""
+        return self.validation_path is not None or self.validation_fraction > 0
+
+
+_BOOKKEEPING = {
+    "model_path",
+    "data_path",
+    "validation_path",
+    "out",
+    "resume",
+    "exports",
+    "checkpoint_steps_between",
+    "num_kept",
+    "steps_this_session_max",
+    "validation_steps_between",
+    "progress_steps_between",
+}
+
+
+def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
+    """What the config comes to on this machine, or the first reason why it comes to nothing."""
+    for refusal in _refusals(config, machine):
+        return refusal
+    model, data, batch, run = config.model, config.data, config.batch, config.run
+    optimizer, schedule, checkpoint = config.optimizer, config.schedule, config.checkpoint
+    peak = optimizer.learning_rate_peak
+    return Plan(
+        model_path=model.path,
+        precision=model.precision,
+        attention=model.attention,
+        activation_checkpointing=model.activation_checkpointing,
+        lora=config.lora,
+        data_path=data.path,
+        data_kind=data.kind,
+        validation_path=data.validation_path,
+        validation_fraction=data.validation_fraction,
+        tokens_per_sample_max=data.tokens_per_sample_max or batch.tokens_per_rank_max,
+        on_bad_sample=data.on_bad_sample,
+        on_long_sample=data.on_long_sample,
+        samples_per_step=batch.samples_per_step,
+        tokens_per_rank_max=batch.tokens_per_rank_max,
+        schedule=Schedule(
+            shape=schedule.shape,
+            peak=peak if peak is not None else (2e-4 if config.lora else 2e-5),
+            warmup_fraction=schedule.warmup_fraction,
+            decay_fraction=0.2 if schedule.decay_fraction is None else schedule.decay_fraction,
+            floor_fraction=schedule.floor_fraction or 0.0,
+        ),
+        weight_decay=optimizer.weight_decay,
+        betas=(optimizer.beta1, optimizer.beta2),
+        epsilon=optimizer.epsilon,
+        fused=optimizer.fused,
+        gradient_norm_max=optimizer.gradient_norm_max,
+        num_epochs=None if run.num_steps else (run.num_epochs or 1),
+        num_steps=run.num_steps,
+        seed=run.seed,
+        device=(*machine.accelerators, "cpu")[0] if run.device == "auto" else run.device,
+        num_threads=run.num_threads or machine.num_threads,
+        out=run.out,
+        resume=checkpoint.resume,
+        exports=_exports(config),
+        checkpoint_steps_between=checkpoint.steps_between,
+        num_kept=checkpoint.num_kept,
+        steps_this_session_max=run.steps_this_session_max,
+        validation_steps_between=run.validation_steps_between,
+        progress_steps_between=run.progress_steps_between,
+    )
+
+
+def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """Each rule of combination, in the order in which a person would want to hear of them."""
+    data, batch, run = config.data, config.batch, config.run
+    schedule, export = config.schedule, config.checkpoint.export
+    if run.device not in ("auto", "cpu", *machine.accelerators):
+        here = ", ".join(("cpu", *machine.accelerators))
+        yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
+    if run.num_epochs is not None and run.num_steps is not None:
+        got = f"{run.num_epochs}, while run.num_steps is {run.num_steps}"
+        yield Refusal("run.num_epochs", got, "one of the two", "leave out the one you do not mean")
+    if data.tokens_per_sample_max is not None and data.tokens_per_sample_max > batch.tokens_per_rank_max:
+        yield Refusal(
+            "data.tokens_per_sample_max",
+            f"{data.tokens_per_sample_max}, over batch.tokens_per_rank_max = {batch.tokens_per_rank_max}",
+            "a sample to fit one microbatch",
+            "raise batch.tokens_per_rank_max to the same number",
+        )
+    if data.kind == "text" and data.on_long_sample != "stop":
+        got = f"{data.on_long_sample}, while data.kind is text"
+        yield Refusal(
+            "data.on_long_sample", got, "no rule", "documents are cut into blocks, so none is too long: leave it out"
+        )
+    if data.validation_path is not None and data.validation_fraction > 0:
+        got = f"{data.validation_fraction:g}, while data.validation_path is {data.validation_path}"
+        yield Refusal("data.validation_fraction", got, "one of the two", "leave out the one you do not mean")
+    if run.validation_steps_between is not None and data.validation_path is None and not data.validation_fraction:
+        yield Refusal(
+            "run.validation_steps_between",
+            f"{run.validation_steps_between}, without validation data",
+            "something to compute a validation loss on",
+            "hold samples out with --data.validation_fraction 0.05",
+        )
+    if schedule.decay_fraction is not None and schedule.shape != "wsd":
+        got = f"{schedule.decay_fraction:g}, while schedule.shape is {schedule.shape}"
+        yield Refusal(
+            "schedule.decay_fraction", got, "wsd, the one shape with a decay phase", "leave it out, or choose wsd"
+        )
+    if schedule.floor_fraction is not None and schedule.shape == "constant":
+        got = f"{schedule.floor_fraction:g}, while schedule.shape is constant"
+        yield Refusal(
+            "schedule.floor_fraction", got, "a shape that falls", "leave it out, or choose linear, cosine or wsd"
+        )
+    if schedule.shape == "wsd" and schedule.warmup_fraction + (schedule.decay_fraction or 0.2) > 1:
+        got = f"{schedule.warmup_fraction:g}, with a decay of {schedule.decay_fraction or 0.2:g}"
+        yield Refusal("schedule.warmup_fraction", got, "at most 1 together", "make one of them shorter")
+    if config.lora is None and export in ("adapter", "merged", "adapter+merged"):
+        yield Refusal(
+            "checkpoint.export", f"{export}, without lora", "model, auto or none", "add --lora to train an adapter"
+        )
+    if config.lora is not None and export == "model":
+        hint = "merged is the whole model with the adapter added in"
+        yield Refusal("checkpoint.export", "model, with lora", "adapter, merged, adapter+merged, auto or none", hint)
+
+
+def _exports(config: SftConfig) -> tuple[ExportKind, ...]:
+    match config.checkpoint.export:
+        case "none":
+            return ()
+        case "model" | "adapter" | "merged" as one:
+            return (one,)
+        case "adapter+merged":
+            return ("adapter", "merged")
+        case "auto":
+            return ("adapter", "merged") if config.lora else ("model",)
+
+
+def _jsonable(value: Any) -> Any:
+    """The value as JSON would give it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {name: _jsonable(each) for name, each in value.items()}
+    return [_jsonable(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,1 @@
+"""Wiring: each recipe reads aloud from top to bottom."""

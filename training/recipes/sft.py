@@ -1,0 +1,247 @@
+"""Supervised fine-tuning, from a plan to an exported model. Read it aloud from top to bottom.
+
+Left under `out`:
+
+    plan.txt  metrics.jsonl  summary.json     what was decided, what happened, what it came to
+    checkpoints/                              to go on from
+    model/  or  adapter/ and merged/          Hugging Face directories
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from training.algorithms.sft import Sft
+from training.checkpoint.export import export
+from training.checkpoint.lock import only_process
+from training.checkpoint.resume import check_same, find, load
+from training.checkpoint.save import save
+from training.checkpoint.state import arrays_digest, capture, frozen_digest, restore
+from training.data.example import Example
+from training.data.loader import Loader, fit, permutation
+from training.data.render import render_blocks, render_samples
+from training.data.samples import read_documents, read_samples
+from training.errors import DataError
+from training.loop import StopRequest, run
+from training.metrics.progress import ProgressLine
+from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
+from training.metrics.summary import DataSummary, FileSummary, RunSummary, added, summarize
+from training.models.load import load_model
+from training.models.lora import add_adapter
+from training.optimizer import adamw
+from training.parallel.single import Single
+from training.plan import Plan
+from training.step import train_step, validate
+
+VALIDATION_DRAW = 2**31
+"""Stands for an epoch when held-out samples are drawn, so that the draw is none of the orders of training."""
+
+
+def sft(plan: Plan) -> RunSummary:
+    """Trains what the plan says, from where the last process stopped, and leaves the files listed above.
+
+    Raises:
+        PlumblineError: of the branch that says what was wrong; see `training.errors`.
+    """
+    with only_process(Path(plan.out)):
+        return _sft(plan)
+
+
+def _sft(plan: Plan) -> RunSummary:
+    out = Path(plan.out)
+    checkpoints = out / "checkpoints"
+    backend = Single(plan.device, plan.precision)
+    torch.set_num_threads(plan.num_threads)
+    random.seed(plan.seed)
+    torch.manual_seed(plan.seed)
+
+    # A checkpoint is looked for and verified first: a refusal should not cost the time to load a model.
+    found = find(checkpoints, plan.resume)
+    saved = load(found) if found else None
+
+    # An adapter's config names its base model, and should name it from anywhere.
+    base = Path(plan.model_path).expanduser()
+    base_path = str(base.resolve()) if base.is_dir() else plan.model_path
+    model, tokenizer = load_model(
+        base_path,
+        attention=plan.attention,
+        device=backend.device,
+        needs_chat_template=plan.data_kind == "chat",
+    )
+    data = read_data(plan, tokenizer)
+    trained = add_adapter(model, plan.lora) if plan.lora else model
+    trained.train()
+    if plan.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    optimizer = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
+    algorithm = Sft()
+
+    batches = Loader(
+        data.training,
+        samples_per_step=plan.samples_per_step,
+        tokens_per_rank_max=plan.tokens_per_rank_max,
+        seed=plan.seed,
+    )
+    num_steps = plan.num_steps or (plan.num_epochs or 1) * batches.steps_per_epoch
+    identity = {
+        "plan": plan.trajectory(),
+        "number of steps": num_steps,
+        "training examples": arrays_digest(
+            array for each in data.training for array in (each.token_ids, each.weights, each.document_starts)
+        ),
+        "frozen weights": frozen_digest(trained),
+    }
+    first_step = 0
+    if saved:
+        check_same(saved, identity)
+        restore(saved.tensors, trained, optimizer)
+        first_step = saved.step
+        del saved
+
+    def take_step(step: int) -> StepRecord:
+        return train_step(
+            batches.batch(step),
+            model=trained,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            backend=backend,
+            learning_rate=plan.schedule.learning_rate(step, num_steps),
+            gradient_norm_max=plan.gradient_norm_max,
+        )
+
+    def validation_loss(step: int) -> ValidationRecord:
+        held_out = Loader(
+            data.validation,
+            samples_per_step=plan.samples_per_step,
+            tokens_per_rank_max=plan.tokens_per_rank_max,
+            seed=plan.seed,
+            shuffle=False,
+        )
+        in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
+        return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend)
+
+    def save_checkpoint(step: int) -> None:
+        tensors = capture(trained, optimizer)
+        path = save(checkpoints, step, tensors=tensors, state={"identity": identity}, num_kept=plan.num_kept)
+        progress.say(f"saved       {path}")
+
+    (out / "plan.txt").write_text(plan.describe() + "\n", encoding="utf-8")
+    with (
+        Records(out / "metrics.jsonl", resumed_step=first_step) as records,
+        ProgressLine(first_step=first_step, num_steps=num_steps, steps_between=plan.progress_steps_between) as progress,
+        StopRequest() as stop,
+    ):
+        progress.say(data.summary.describe())
+        progress.say(
+            f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
+        )
+        outcome = run(
+            first_step=first_step,
+            num_steps=num_steps,
+            take_step=take_step,
+            validate=validation_loss if data.validation else None,
+            save=save_checkpoint,
+            records=records,
+            progress=progress,
+            stop=stop,
+            checkpoint_steps_between=plan.checkpoint_steps_between,
+            validation_steps_between=plan.validation_steps_between,
+            steps_this_session_max=plan.steps_this_session_max,
+        )
+
+    kinds = plan.exports if outcome.stopped_by is None else ()
+    summary = summarize(
+        read_records(out / "metrics.jsonl"),
+        data.summary,
+        num_steps_planned=num_steps,
+        stopped_by=outcome.stopped_by,
+        exports={kind: str(export(trained, tokenizer, out / kind, kind=kind, base_path=base_path)) for kind in kinds},
+    )
+    summary.write(out / "summary.json")
+    return summary
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, what is validated on, and what became of the rest."""
+
+    training: list[Example]
+    validation: list[Example]
+    summary: DataSummary
+
+
+def read_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """The examples of the plan's files.
+
+    Raises:
+        DataError: a file cannot be read, a sample cannot be used, or too few are left to hold any out.
+        TemplateError: the chat template cannot be trusted.
+    """
+    training, about = _file(plan, tokenizer, plan.data_path)
+    files = [about]
+    validation: list[Example] = []
+    if plan.validation_path is not None:
+        validation, about = _file(plan, tokenizer, plan.validation_path)
+        files.append(about)
+    elif plan.validation_fraction > 0:
+        training, validation = _held_out(training, fraction=plan.validation_fraction, seed=plan.seed)
+    return Data(
+        training,
+        validation,
+        DataSummary(
+            files=files,
+            num_training=len(training),
+            num_validation=len(validation),
+            num_tokens=sum(len(example) for example in training),
+            num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in training),
+        ),
+    )
+
+
+def _file(plan: Plan, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[list[Example], FileSummary]:
+    """The examples of one file and the fate of each of its lines."""
+    if plan.data_kind == "text":
+        documents = read_documents(path, on_bad_sample=plan.on_bad_sample)
+        blocks = render_blocks(tokenizer, documents.samples, tokens_per_block=plan.tokens_per_sample_max)
+        return blocks, FileSummary(
+            path=path,
+            num_samples_read=len(documents.samples) + documents.num_skipped,
+            num_examples=len(blocks),
+            num_truncated=0,
+            samples_skipped=added(documents.skipped_reasons),
+            first_skipped=documents.first_skipped,
+            keys_ignored=added(documents.ignored_keys),
+        )
+    chats = read_samples(path, on_bad_sample=plan.on_bad_sample)
+    rendered = render_samples(tokenizer, chats.samples, on_bad_sample=plan.on_bad_sample)
+    fitted = fit(
+        rendered.examples, tokens_per_sample_max=plan.tokens_per_sample_max, on_long_sample=plan.on_long_sample
+    )
+    return fitted.examples, FileSummary(
+        path=path,
+        num_samples_read=len(chats.samples) + chats.num_skipped,
+        num_examples=len(fitted.examples),
+        num_truncated=fitted.num_truncated,
+        samples_skipped=added(chats.skipped_reasons, rendered.skipped_reasons, fitted.skipped_reasons),
+        first_skipped=chats.first_skipped or rendered.first_skipped,
+        keys_ignored=added(chats.ignored_keys),
+    )
+
+
+def _held_out(examples: list[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and examples held out, each in the order of the file; at least one of both."""
+    num_held_out = max(1, round(fraction * len(examples)))
+    if num_held_out >= len(examples):
+        raise DataError(
+            "data.validation_fraction",
+            got=f"{fraction:g} of {len(examples)} examples leaves none to train on",
+            expected="at least one on each side",
+            hint="give more data, a smaller share, or --validation-path",
+        )
+    drawn = set(permutation(len(examples), seed=seed, epoch=VALIDATION_DRAW)[:num_held_out].tolist())
+    training = [example for number, example in enumerate(examples) if number not in drawn]
+    return training, [example for number, example in enumerate(examples) if number in drawn]
