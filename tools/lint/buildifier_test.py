@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tools.lint.tree import open_tree
 
-PROGRAM = Path(os.environ.get("PLUMBLINE_BUILDIFIER", "buildifier")).absolute()
+PROGRAM = str(Path(os.environ.get("PLUMBLINE_BUILDIFIER", "buildifier")).absolute())
 
 
 def test_buildifier_has_nothing_to_say() -> None:

@@ -47,7 +47,7 @@ def _buildifier(tree: Tree) -> str:
         return (
             "no buildifier on PATH: BUILD files stay as they are; //tools/lint:build_files_test says what to change\n"
         )
-    command = [Path(program).absolute(), "-mode=fix", "-lint=off", *_starlark(tree)]
+    command = [str(Path(program).absolute()), "-mode=fix", "-lint=off", *_starlark(tree)]
     finished = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, check=False)
     return finished.stdout + finished.stderr
 
