@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from training.checkpoint.manifest import newest, verified
+from training.checkpoint.manifest import file_of_rank, newest, verified
 from training.checkpoint.save import STATE
 from training.checkpoint.state import Tensors
 from training.config import Resume
@@ -52,15 +52,22 @@ def find(checkpoints: Path, resume: Resume) -> Path | None:
     return found
 
 
-def load(checkpoint: Path) -> Saved:
-    """The content of a checkpoint; nothing of it is believed before all of it is verified.
+def load(checkpoint: Path, rank: int = 0, num_ranks: int = 1) -> Saved:
+    """The content of a checkpoint as far as this rank needs it; nothing is believed before all of it is verified.
+
+    A file of another rank is left to that one. A checkpoint of another number of ranks has none of this rank's, which
+    `check_same` will refuse.
 
     Raises:
         CheckpointCorrupt: a file is absent or is not what was saved; names the file.
     """
     files = verified(checkpoint)
     state = json.loads(files.pop(STATE).read_text(encoding="utf-8"))
-    tensors = {name.removesuffix(".safetensors"): load_file(path) for name, path in files.items()}
+    tensors = {}
+    for name in ("parameters", "moments", "random"):
+        for file in (name, file_of_rank(name, rank, num_ranks)):
+            if path := files.get(f"{file}.safetensors"):
+                tensors[name] = load_file(path)
     return Saved(checkpoint, int(checkpoint.name.removeprefix("step-")), tensors, state)
 
 

@@ -20,16 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint.manifest import file_of_rank
 from training.errors import CheckpointError
+from training.parallel.backend import Ranks
+from training.parallel.shards import part_of, sharded_as
 
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """The tensors of the model, the optimizer and the random generators, not copied."""
+    """This rank's part of the tensors of the model, the optimizer and the random generators, not copied."""
     moments = {
-        f"{name}/{key}": value
+        f"{name}/{key}": part_of(value)
         for name, parameter in _trained(model).items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -37,6 +40,22 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     for device in _accelerators(model):
         generators[str(device)] = torch.get_device_module(device).get_rng_state(device)
     return {"parameters": _state(model), "moments": moments, "random": generators}
+
+
+def files_of(tensors: Tensors, ranks: Ranks, *, is_sharded: bool) -> Tensors:
+    """The tensors under the names of the files that this rank writes: its own, and if it is the first, what is common.
+
+    Args:
+        tensors: what `capture` returned.
+        ranks: who takes part.
+        is_sharded: whether each rank has another part of parameters and moments; if not, they are the same on all.
+    """
+    own = {"parameters", "moments", "random"} if is_sharded else {"random"}
+    return {
+        file_of_rank(name, ranks.rank, ranks.num_ranks) if name in own else name: values
+        for name, values in tensors.items()
+        if name in own or ranks.rank == 0
+    }
 
 
 def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -56,9 +75,11 @@ def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optim
         name, _, key = full_name.rpartition("/")
         if name not in trained:
             raise _differs(name, "moments of a weight that this model does not train", "the same weights")
-        if value.ndim and value.shape != trained[name].shape:
-            raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(trained[name].shape)}")
-        states[number_of[trained[name]]][key] = value
+        expected = part_of(trained[name]).shape
+        if value.ndim and value.shape != expected:
+            raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(expected)}")
+        # A moment has its weight's shape and is sharded with it; a count of steps is a number.
+        states[number_of[trained[name]]][key] = sharded_as(value, trained[name]) if value.ndim else value
     complete = {key for state in states.values() for key in state}
     for name, parameter in trained.items():
         if not complete or states[number_of[parameter]].keys() != complete:
@@ -96,10 +117,10 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Trained weights and persistent buffers, detached and not copied."""
+    """This rank's part of trained weights and persistent buffers, detached and not copied."""
     persistent = model.state_dict().keys()
     buffers = {name: each for name, each in model.named_buffers() if name in persistent}
-    return {name: each.detach() for name, each in (_trained(model) | buffers).items()}
+    return {name: part_of(each) for name, each in (_trained(model) | buffers).items()}
 
 
 @torch.no_grad()
