@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,22 +23,37 @@ from training.parallel.world import World, joined
 SECONDS_MAX = 15.0
 """An end that took longer waited for a time-out, of which the shortest is a minute. Seen: under 2 seconds."""
 
+PARENT_IS_KILLED = "SIGKILL to the parent"
+"""Then nobody is left to remove the file through which ranks have met."""
+
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory in which ranks leave their traces; afterwards each process and port must be gone."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory in which ranks leave their traces; afterwards each process, port and file must be gone."""
     shared_before = set(os.listdir("/dev/shm"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     began = time.monotonic()
     yield tmp_path
     assert time.monotonic() - began < SECONDS_MAX
     traces = list(tmp_path.glob("rank-*"))
     assert traces, "ranks have started"
     for trace in traces:
-        pid, port = map(int, trace.read_text().split())
+        pid, *ports = map(int, trace.read_text().split())
         assert not is_running(pid)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        for port in ports:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
     assert set(os.listdir("/dev/shm")) <= shared_before
+    assert not os.listdir(temporary) or PARENT_IS_KILLED in request.node.name
+
+
+def listening_ports() -> list[int]:
+    """The TCP ports on which this process takes connections."""
+    mine = {os.readlink(each.path) for each in os.scandir("/proc/self/fd") if os.path.islink(each.path)}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine]
 
 
 def is_running(pid: int) -> bool:
@@ -51,8 +67,8 @@ def is_running(pid: int) -> bool:
 
 def member(place: Path, then: Callable[[World], object], world: World) -> object:
     """Joins the world, leaves a trace, and does something."""
-    (place / f"rank-{world.rank}").write_text(f"{os.getpid()} {world.port}")
     with joined(world, "cpu", seconds_max=60):
+        (place / f"rank-{world.rank}").write_text(" ".join(map(str, [os.getpid(), *listening_ports()])))
         distributed.barrier()
         return then(world)
 
@@ -65,6 +81,7 @@ def add_up(world: World) -> float:
 
 def test_answer_is_that_of_rank_0(place: Path) -> None:
     assert launch(partial(member, place, add_up), 3, method="fork") == 6.0
+    assert all(" " in trace.read_text() for trace in place.glob("rank-*")), "ranks had ports to leave behind"
 
 
 def test_spawned_ranks_answer_as_forked_ones(place: Path) -> None:
@@ -142,6 +159,7 @@ def test_an_error_of_ours_arrives_as_it_was_raised(place: Path, rank: int) -> No
 
 def test_a_rank_that_never_joined_is_named(place: Path) -> None:
     def before_joining(world: World) -> object:
+        (place / f"rank-{world.rank}").write_text(str(os.getpid()))
         if world.rank == 1:
             raise_value_error()
         return member(place, add_up, world)
@@ -175,7 +193,9 @@ def start_and_signal(place: Path, number: signal.Signals) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["SIGTERM", "SIGINT", PARENT_IS_KILLED],
 )
 def test_a_signal_to_the_parent_reaches_ranks_that_are_busy_elsewhere(
     place: Path, number: signal.Signals, code: int

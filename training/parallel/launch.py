@@ -1,6 +1,6 @@
 """Starts the ranks of a run on this machine, and ends all of them as soon as one has failed.
 
-    parent      serves the store where ranks find each other, passes signals on, waits
+    parent      makes the file through which ranks find each other, passes signals on, waits
     ranks       do the work and report; a rank whose parent dies, dies
 
 The first failure is reported, not the first noticed: when one rank is gone the others lose their connection to it and
@@ -13,20 +13,20 @@ rank. A process that has looked at an accelerator cannot be forked, so there ran
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Generic, Literal, TypeVar
-
-from torch import distributed
 
 from training.errors import PlumblineError, RankFailed
 from training.parallel.world import World
@@ -90,27 +90,20 @@ def launch(work: Callable[[World], T], num_ranks: int, *, method: Literal["fork"
     context: Any = multiprocessing.get_context(method)
     processes: list[BaseProcess] = []
     pipes: list[Connection] = []
-    store: distributed.TCPStore | None = None
+    meeting = tempfile.mkdtemp(prefix="plumbline-ranks-")
     try:
         with _passing_on_signals(processes) as passed_on:
             for rank in range(num_ranks):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_rank, args=(work, rank, theirs), name=f"rank {rank}")
+                world = World(rank, num_ranks, rank, num_ranks, store_path=os.path.join(meeting, "store"))
+                process = context.Process(target=_rank, args=(work, world, theirs), name=f"rank {rank}")
                 _start(process)
                 processes.append(process)
                 pipes.append(ours)
                 theirs.close()
-            # Made after the forks, for it runs a thread; on a port that the system chooses, so none is taken twice.
-            store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            for rank, pipe in enumerate(pipes):
-                # One that has died already cannot be told; its pipe says so below.
-                with suppress(OSError):
-                    pipe.send(World(rank, num_ranks, rank, num_ranks, "127.0.0.1", store.port, is_store_served=True))
             answer: T = _answer(pipes, processes, passed_on)
             return answer
     finally:
-        # Closes its port, which otherwise an error on its way up would keep open along with this frame.
-        del store
         for process in processes:
             process.kill()
         for process in processes:
@@ -118,6 +111,7 @@ def launch(work: Callable[[World], T], num_ranks: int, *, method: Literal["fork"
             process.close()
         for pipe in pipes:
             pipe.close()
+        shutil.rmtree(meeting, ignore_errors=True)
 
 
 def _start(process: BaseProcess) -> None:
@@ -212,7 +206,7 @@ def _raise(failed: _Failed, passed_on: Sequence[int]) -> None:
     )
 
 
-def _rank(work: Callable[[World], Any], rank: int, pipe: Connection) -> None:
+def _rank(work: Callable[[World], Any], world: World, pipe: Connection) -> None:
     """The life of a rank."""
     # Out of the terminal's process group: a Ctrl-C typed there reaches the parent alone, which passes it on once.
     os.setpgid(0, 0)
@@ -221,13 +215,13 @@ def _rank(work: Callable[[World], Any], rank: int, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_PASSED_ON)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        answer = work(pipe.recv())
-        pipe.send(_Done(answer if rank == 0 else None))
+        answer = work(world)
+        pipe.send(_Done(answer if world.rank == 0 else None))
     except BaseException as error:
         trace = traceback.format_exc()
         words = traceback.format_exception_only(error)[-1].strip()
         is_known = isinstance(error, (PlumblineError, KeyboardInterrupt))
-        pipe.send(_Failed(rank, time.monotonic(), words, trace, error if is_known else None))
+        pipe.send(_Failed(world.rank, time.monotonic(), words, trace, error if is_known else None))
         # At once: what python does at its end could wait for other ranks.
         sys.stdout.flush()
         os._exit(1)

@@ -34,10 +34,10 @@ class World:
     rank_here: int
     """Among those on this machine, from 0; also the number of its accelerator."""
     num_ranks_here: int
-    address: str
-    port: int
-    is_store_served: bool = False
-    """True if a process outside the world serves the store at the address; otherwise torch finds out who does."""
+    address: str = ""
+    port: int = 0
+    store_path: str | None = None
+    """File through which ranks on one machine find each other, instead of an address: no port, no name to resolve."""
 
 
 def started_by_launcher(environment: Mapping[str, str] = os.environ) -> World | None:
@@ -97,7 +97,7 @@ def joined(world: World, device_type: str, *, seconds_max: int) -> Iterator[torc
     if world.num_ranks_here == world.num_ranks:
         _stay_on_loopback()
     timeout = timedelta(seconds=seconds_max)
-    store = distributed.TCPStore(world.address, world.port, timeout=timeout) if world.is_store_served else None
+    store = distributed.FileStore(world.store_path, world.num_ranks) if world.store_path else None
     distributed.init_process_group(
         GROUP_BACKENDS[device_type],
         store=store,
