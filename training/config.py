@@ -252,6 +252,10 @@ class CheckpointConfig:
     """`auto` goes on from the newest checkpoint under run.out, or starts there if it is empty; `must` refuses to start
     from zero; `never` refuses a run.out that already holds checkpoints."""
 
+    elastic: bool = False
+    """Go on from a checkpoint of another number of ranks or another backend, too. The run then agrees with an unbroken
+    one to rounding, and dropout draws anew; without this, such a checkpoint is refused."""
+
     export: Export = "auto"
     """What is left as a Hugging Face directory: the `model`; or with LoRA the `adapter` alone, the `merged` model, or
     both. auto: the model, or with LoRA both."""

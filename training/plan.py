@@ -94,6 +94,7 @@ class Plan:
 
     out: str
     resume: Resume
+    elastic: bool
     exports: tuple[ExportKind, ...]
     checkpoint_steps_between: int | None
     num_kept: int
@@ -146,7 +147,8 @@ class Plan:
             "length": length
             + (f", at most {self.steps_this_session_max} in this session" if self.steps_this_session_max else ""),
             "seed": str(self.seed),
-            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}",
+            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}"
+            + (", also on another number of ranks" if self.elastic else ""),
             "export": ", ".join(self.exports) or "none",
             "progress": f"every {self.progress_steps_between} step(s)",
         }
@@ -171,6 +173,7 @@ _BOOKKEEPING = {
     "validation_path",
     "out",
     "resume",
+    "elastic",
     "exports",
     "checkpoint_steps_between",
     "num_kept",
@@ -230,6 +233,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         collective_seconds_max=parallel.collective_seconds_max or 1800,
         out=run.out,
         resume=checkpoint.resume,
+        elastic=checkpoint.elastic,
         exports=_exports(config),
         checkpoint_steps_between=checkpoint.steps_between,
         num_kept=checkpoint.num_kept,
@@ -243,6 +247,9 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     """Each rule of combination, in the order in which a person would want to hear of them."""
     data, batch, run = config.data, config.batch, config.run
     schedule, export = config.schedule, config.checkpoint.export
+    if config.checkpoint.elastic and config.checkpoint.resume == "never":
+        hint = "leave one of the two out"
+        yield Refusal("checkpoint.elastic", "true, with resume never", "a run that may go on from something", hint)
     if run.device not in ("auto", "cpu", *machine.accelerators):
         here = ", ".join(("cpu", *machine.accelerators))
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")

@@ -24,6 +24,7 @@ from training.checkpoint.manifest import committed
 from training.checkpoint.save import save
 from training.config import DataConfig, LoraConfig, ModelConfig, ParallelConfig, RunConfig, ScheduleConfig, SftConfig
 from training.errors import CheckpointCorrupt, CheckpointError, RankFailed
+from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.plan import Machine, Plan, plan
 from training.recipes import sft as recipe
@@ -123,7 +124,57 @@ def test_a_checkpoint_of_another_world_is_refused_by_name(tmp_path: Path, change
     sft(made)
     with pytest.raises(CheckpointError, match=rf"step-00000001 \({named}\): ") as refused:
         sft(replace(made, **changed))
-    assert "hint: give the setting its old value back" in str(refused.value)
+    hint = "hint: give the setting its old value back, or go on to rounding with --elastic true"
+    assert str(refused.value).endswith(hint)
+
+
+PLACES = {
+    "one process": {"backend": "single", "num_ranks": 1},
+    "ddp x2": {"backend": "ddp", "num_ranks": 2},
+    "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
+    "fsdp x3, offload": {"backend": "fsdp", "num_ranks": 3, "offload": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("one process", "fsdp x3, offload"),
+        ("ddp x2", "fsdp x2"),
+        ("fsdp x2", "one process"),
+        ("fsdp x2", "fsdp x3, offload"),
+        ("fsdp x3, offload", "fsdp x2"),
+        ("fsdp x3, offload", "ddp x2"),
+    ],
+)
+def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before: str, after: str) -> None:
+    made = planned(tmp_path, elastic=True, epsilon=1e-4)
+    unbroken = replace(made, **PLACES["one process"], out=str(tmp_path / "unbroken"))
+    sft(unbroken)
+    sft(replace(made, **PLACES[before], steps_this_session_max=4))
+    sft(replace(made, **PLACES[after]))
+    for one, other in zip(records_of(Path(unbroken.out)), records_of(Path(made.out)), strict=True):
+        assert type(one) is type(other)
+        assert other.step == one.step
+        assert other.loss == pytest.approx(one.loss, rel=RANKS_FP32_RELATIVE)
+        if isinstance(one, StepRecord) and isinstance(other, StepRecord):
+            # A moment that was lost, or put beside another weight, would show here.
+            assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=RANKS_FP32_RELATIVE)
+
+
+def test_elastic_run_at_the_same_place_is_exact(tmp_path: Path) -> None:
+    made = planned(tmp_path, elastic=True, lora=LoraConfig(rank=2, dropout=0.25), **PLACES["fsdp x2"])
+    sft(replace(made, out=str(tmp_path / "whole")))
+    sft(replace(made, steps_this_session_max=4))
+    sft(made)
+    assert records_of(tmp_path / "whole") == records_of(Path(made.out))
+
+
+def test_elastic_run_still_refuses_what_is_no_matter_of_place(tmp_path: Path) -> None:
+    made = planned(tmp_path, elastic=True, num_steps=1, **PLACES["fsdp x2"])
+    sft(made)
+    with pytest.raises(CheckpointError, match=r"\(plan.seed\): 1 now, 0 when it was saved"):
+        sft(replace(made, seed=1, **PLACES["ddp x2"]))
 
 
 @pytest.mark.parametrize("rank", [1, 2])

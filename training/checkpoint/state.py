@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training.checkpoint.manifest import file_of_rank
 from training.errors import CheckpointError
 from training.parallel.backend import Ranks
-from training.parallel.shards import part_of, sharded_as
+from training.parallel.shards import part_as, part_of, sharded_as
 
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
@@ -58,14 +58,29 @@ def files_of(tensors: Tensors, ranks: Ranks, *, is_sharded: bool) -> Tensors:
     }
 
 
-def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    is_whole: bool = False,
+) -> None:
     """Puts captured tensors back into a model and an optimizer built from the same plan.
+
+    Args:
+        tensors: what `capture` returned on this rank, or `load` has joined.
+        model: its trained weights and buffers are overwritten.
+        optimizer: gets the moments.
+        is_whole: the tensors are joined from all ranks, and this rank takes its part of each; generators, which belong
+            to ranks, are left alone.
 
     Raises:
         CheckpointError: a name, shape or type differs; nothing of the optimizer has been touched then.
     """
-    _copy(tensors["parameters"], _state(model))
     trained = _trained(model)
+    if is_whole:
+        tensors = _parts(tensors, trained)
+    _copy(tensors["parameters"], _state(model))
     number_of = {
         parameter: number
         for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"])
@@ -86,10 +101,29 @@ def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optim
             raise _differs(name, "a trained weight without all its moments", "both moments of each trained weight")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
+    if is_whole:
+        return
     torch.set_rng_state(tensors["random"]["cpu"])
     _set_python_generator(tensors["random"]["python"])
     for device in _accelerators(model):
         torch.get_device_module(device).set_rng_state(tensors["random"][str(device)].cpu(), device)
+
+
+def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> Tensors:
+    """This rank's part of joined tensors; those that no weight of this model asks for stay whole, to be refused."""
+    return {
+        file: {
+            name: part_as(value, trained[owner]) if value.ndim and owner in trained else value
+            for name, value in values.items()
+            for owner in [name.rpartition("/")[0] if file == "moments" else name]
+        }
+        for file, values in tensors.items()
+    }
+
+
+def replicated_names(model: nn.Module) -> list[str]:
+    """Names of captured parameters that every rank holds in full however weights are sharded: buffers."""
+    return sorted(_state(model).keys() - _trained(model).keys())
 
 
 def frozen_digest(model: nn.Module) -> str:

@@ -202,8 +202,16 @@ def _raise(failed: _Failed, passed_on: Sequence[int]) -> None:
         f"rank {failed.rank}",
         got=failed.words,
         expected="every rank to reach the end; the others were ended with it",
-        hint="its traceback is above" if failed.trace else "SIGKILL is how a system that lacks memory ends a process",
+        hint=_hint(failed),
     )
+
+
+def _hint(failed: _Failed) -> str:
+    if failed.trace:
+        return "its traceback is above"
+    if failed.died_by == signal.SIGKILL:
+        return "a system that lacks memory ends a process so: take fewer ranks or a smaller --tokens-per-rank-max"
+    return "look at what it printed, and whether one process alone does the same"
 
 
 def _rank(work: Callable[[World], Any], world: World, pipe: Connection) -> None:

@@ -10,6 +10,19 @@ def part_of(tensor: Tensor) -> Tensor:
     return part.detach()
 
 
+def part_as(whole: Tensor, model: Tensor) -> Tensor:
+    """The part of `whole` that this rank has of `model`; all of it if `model` is not sharded."""
+    if not hasattr(model, "to_local"):
+        return whole
+    from torch.distributed.tensor import DTensor
+
+    # As FSDP cuts: along the first dimension, into pieces of which the last ranks may get none.
+    assert isinstance(model, DTensor)
+    pieces = whole.chunk(model.device_mesh.size())
+    rank = model.device_mesh.get_local_rank()
+    return pieces[rank] if rank < len(pieces) else whole[:0]
+
+
 def sharded_as(part: Tensor, model: Tensor) -> Tensor:
     """The part as a tensor that is sharded, or whole, like `model`."""
     if not hasattr(model, "to_local"):

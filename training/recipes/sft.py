@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from training.algorithms.sft import Sft
 from training.checkpoint.export import export
 from training.checkpoint.lock import only_process
-from training.checkpoint.resume import check_same, find, load
+from training.checkpoint.resume import Place, check_same, find, load
 from training.checkpoint.save import save
-from training.checkpoint.state import arrays_digest, capture, files_of, frozen_digest, restore
+from training.checkpoint.state import arrays_digest, capture, files_of, frozen_digest, replicated_names, restore
 from training.data.example import Example
 from training.data.loader import Loader, fit, permutation
 from training.data.render import render_blocks, render_samples
@@ -91,7 +91,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
 
     # A checkpoint is looked for and verified first: a refusal should not cost the time to load a model.
     found = find(checkpoints, plan.resume)
-    saved = load(found, backend.rank, backend.num_ranks) if found else None
+    place = Place(plan.backend, backend.rank, backend.num_ranks)
+    saved = load(found, place, elastic=plan.elastic) if found else None
 
     # An adapter's config names its base model, and should name it from anywhere.
     base = Path(plan.model_path).expanduser()
@@ -134,8 +135,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     _check_ranks_agree(backend, identity | {"checkpoint": found.name if found else None})
     first_step = 0
     if saved:
-        check_same(saved, identity)
-        restore(saved.tensors, trained, optimizer)
+        check_same(saved, identity, elastic=plan.elastic)
+        restore(saved.tensors, trained, optimizer, is_whole=saved.is_whole)
         first_step = saved.step
         del saved
 
@@ -168,7 +169,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             checkpoints,
             step,
             tensors=files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded),
-            state={"identity": identity},
+            state={"identity": identity, "replicated": replicated_names(trained)},
             num_kept=plan.num_kept,
             ranks=backend,
         )

@@ -116,6 +116,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "run.device: xpu; expected a device of this machine: cpu, cuda. hint: auto takes the best one there is",
     ),
     (
+        {"checkpoint": CheckpointConfig(resume="never", elastic=True)},
+        "checkpoint.elastic: true, with resume never; expected a run that may go on from something. hint: leave one of "
+        "the two out",
+    ),
+    (
         {"parallel": ParallelConfig(ranks=2, backend="single")},
         "parallel.backend: single, with 2 ranks; expected ddp or fsdp. hint: auto takes ddp for more than one rank",
     ),
