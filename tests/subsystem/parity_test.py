@@ -93,6 +93,7 @@ def whole(parameter: Any) -> NDArray[np.float32]:
 
 
 def train(kind: Kind, world: World | None) -> list[Taken]:
+    torch.set_num_threads(1)
     with backend_of(kind, world) as backend:
         base = tiny_model(kind.architecture, seed=2)
         torch.manual_seed(5)
@@ -143,13 +144,14 @@ def check_uneven(batch: Batch, backend: Backend) -> None:
 
 
 SINGLE: dict[Kind, list[Taken]] = {}
+"""What one process does, in a process of its own: ranks are forked from this one, which therefore must not compute."""
 
 
 def worst(kind: Kind) -> tuple[float, float, float]:
     """Largest relative difference from a single process of any step's loss, norm, and weights."""
     alone = Kind("single", num_ranks=1, architecture=kind.architecture, lora=kind.lora)
     if alone not in SINGLE:
-        SINGLE[alone] = train(alone, None)
+        SINGLE[alone] = launch(lambda world: train(alone, None), 1, method="fork")
     ours = launch(partial(train, kind), kind.num_ranks, method="fork")
     assert len(ours) == NUM_STEPS
     loss = norm = weights = 0.0
@@ -202,6 +204,7 @@ def test_a_mean_per_rank_would_be_seen(backend: str) -> None:
 
 
 def validation(world: World | None) -> float:
+    torch.set_num_threads(1)
     kind = Kind("fsdp")
     with backend_of(kind, world) as backend:
         model = backend.wrap(tiny_model(seed=2))
@@ -213,4 +216,6 @@ def validation(world: World | None) -> float:
 
 
 def test_validation_loss_of_ranks_is_that_of_one_process() -> None:
-    assert launch(validation, 2, method="fork") == pytest.approx(validation(None), rel=RANKS_FP32_RELATIVE)
+    assert launch(validation, 2, method="fork") == pytest.approx(
+        launch(lambda world: validation(None), 1, method="fork"), rel=RANKS_FP32_RELATIVE
+    )

@@ -8,7 +8,8 @@ fail as well, and those errors say nothing. A rank reports before it dies, so it
 killed says nothing, and then lost connections are not believed.
 
 On a CPU ranks are forked, after whatever the parent has imported: on a small machine imports cost seconds for each
-rank. A process that has looked at an accelerator cannot be forked, so there ranks start afresh.
+rank. The parent must not have computed with several threads before, for a fork has none of them and waits for them for
+ever. A process that has looked at an accelerator cannot be forked, so there ranks start afresh.
 """
 
 import multiprocessing
