@@ -168,6 +168,18 @@ def test_a_rank_that_never_joined_is_named(place: Path) -> None:
         launch(before_joining, 2, method="fork")
 
 
+def test_a_rank_that_hangs_is_given_up(place: Path) -> None:
+    def hanging(world: World) -> None:
+        with joined(world, "cpu", seconds_max=2):
+            (place / f"rank-{world.rank}").write_text(str(os.getpid()))
+            if world.rank == 1:
+                time.sleep(300)
+            distributed.barrier()
+
+    with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out"):
+        launch(hanging, 2, method="fork")
+
+
 def wait_for_ever(world: World) -> None:
     time.sleep(300)
 

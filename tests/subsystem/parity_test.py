@@ -203,6 +203,22 @@ def test_a_mean_per_rank_would_be_seen(backend: str) -> None:
     assert min(worst(Kind(backend, is_mean_per_rank=True))) > 100 * RANKS_FP32_RELATIVE
 
 
+def one_sided(world: World) -> list[float | None]:
+    """Gradients of three weights: of one used by both ranks, by one of them, and by none."""
+    with joined(world, "cpu", seconds_max=60) as device:
+        backend = Ddp(world, device, "fp32")
+        model = nn.ParameterList([nn.Parameter(torch.tensor(float(value))) for value in (2, 3, 5)])
+        backend.wrap(model)
+        for is_last in (False, True):
+            loss = 7 * model[0] + 11 * model[1] if world.rank == 1 else 13 * model[0]
+            backend.backward(loss, is_last=is_last)
+        return [None if each.grad is None else each.grad.item() for each in model]
+
+
+def test_gradients_of_ranks_are_added_once_and_a_weight_that_nobody_used_has_none() -> None:
+    assert launch(one_sided, 2, method="fork") == [2 * (7 + 13), 2 * 11, None]
+
+
 def validation(world: World | None) -> float:
     torch.set_num_threads(1)
     kind = Kind("fsdp")

@@ -29,6 +29,7 @@ from training.models.tiny import save_tiny
 from training.plan import Machine, Plan, plan
 from training.recipes import sft as recipe
 from training.recipes.sft import sft
+from training.step import train_step
 
 NUM_STEPS = 8
 KINDS: dict[str, dict[str, Any]] = {
@@ -126,6 +127,48 @@ def test_a_checkpoint_of_another_world_is_refused_by_name(tmp_path: Path, change
         sft(replace(made, **changed))
     hint = "hint: give the setting its old value back, or go on to rounding with --elastic true"
     assert str(refused.value).endswith(hint)
+
+
+def at_step(chosen: int, rank: int, does: Callable[[], object]) -> Callable[..., StepRecord]:
+    """A step before which one rank does something, once."""
+
+    def step(batch: Any, **options: Any) -> StepRecord:
+        if batch.step == chosen and options["backend"].rank == rank:
+            does()
+        return train_step(batch, **options)
+
+    return step
+
+
+@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], backend: str, rank: int
+) -> None:
+    def fail() -> None:
+        raise ValueError("boom")
+
+    made = planned(tmp_path, backend=backend, num_steps=5, checkpoint_steps_between=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_step", at_step(3, rank, fail))
+        with pytest.raises(RankFailed, match=rf"^rank {rank}: ValueError: boom; .* hint: its traceback is above"):
+            sft(made)
+    assert f"rank {rank}: Traceback" in capfd.readouterr().err
+    assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]
+    assert sft(replace(made, resume="must")).num_steps == 5
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "train_step", at_step(2, rank, terminate))
+    summary = sft(planned(tmp_path))
+    assert (summary.stopped_by, summary.num_steps) == ("SIGTERM", 3)
+    assert [each.name for each in committed(tmp_path / "out/checkpoints")] == ["step-00000003"]
 
 
 PLACES = {
