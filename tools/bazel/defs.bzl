@@ -53,7 +53,7 @@ def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     main = kwargs.pop("main", srcs[0])
     _py_binary(name = name, srcs = srcs, deps = deps, imports = _root(), main = main, tags = tags + ["cpu"], **kwargs)
 
-def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, size = "small", tags = [], **kwargs):
+def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], **kwargs):
     """Runs pytest on exactly the listed files: one target for each accelerator.
 
     The cpu target has the given name, another accelerator's is `<name>.<accelerator>` and is skipped where the platform
@@ -67,6 +67,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
         data: files that the tests read.
         deps: what they import directly; pytest itself is there.
         env: more environment variables; `$(rootpath ...)` is expanded.
+        requires: more constraint values that must hold, or the target is skipped as incompatible.
         size: small (60 s), medium (5 min) or large (15 min).
         tags: from the closed set in accelerators.bzl.
         **kwargs: shard_count, timeout and visibility, as everywhere.
@@ -89,7 +90,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
             imports = _root(),
             main = _RUNNER,
             tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []),
-            target_compatible_with = [] if accelerator == "cpu" else ["//tools/bazel:" + accelerator],
+            target_compatible_with = requires + ([] if accelerator == "cpu" else ["//tools/bazel:" + accelerator]),
             deps = deps + [dep for dep in _RUNNER_DEPS if dep not in deps],
             **kwargs
         )

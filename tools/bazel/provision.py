@@ -230,7 +230,14 @@ def stand_ins(root: pathlib.Path) -> None:
     say("fetching the pip that rules_python uses")
     # pip itself comes along: Debian's Python has none unless it was asked for.
     wheel = next(root.glob("usr/share/python-wheels/pip-*.whl"))
-    pip = [sys.executable, wheel / "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip: list[str | pathlib.Path] = [
+        sys.executable,
+        wheel / "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         halves = (PIP_TOOLS[::2], PIP_TOOLS[1::2])
         list(pool.map(lambda wheels: run(*pip, "--only-binary=:all:", "--dest", root / "wheels", *wheels), halves))

@@ -41,13 +41,13 @@ def _starlark(tree: Tree) -> list[str]:
 
 
 def _buildifier(tree: Tree) -> str:
-    """What buildifier said, or that it is absent: it is no wheel, so it comes from the person's own machine."""
-    program = shutil.which("buildifier")
+    """What buildifier said, or that there is none: the one that Bazel found, else the one on PATH."""
+    program = os.environ.get("PLUMBLINE_BUILDIFIER") or shutil.which("buildifier")
     if program is None:
         return (
             "no buildifier on PATH: BUILD files stay as they are; //tools/lint:build_files_test says what to change\n"
         )
-    command = [program, "-mode=fix", "-lint=off", *_starlark(tree)]
+    command = [str(Path(program).absolute()), "-mode=fix", "-lint=off", *_starlark(tree)]
     finished = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, check=False)
     return finished.stdout + finished.stderr
 

@@ -46,6 +46,7 @@ SIDEWAYS = {
     ("loop", "step"),
     ("cli", "recipes"),
     ("__main__", "cli"),
+    ("quickstart", "cli"),
     ("quickstart", "recipes"),
 }
 
@@ -63,6 +64,7 @@ WHEELS = {
     "torch.distributed": 3,
     "gguf": 6,
     "jsonargparse": 6,
+    "matplotlib": 6,
     "yaml": 6,
 }
 

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
+from tools.bazel.provision import TORCH_INDEX, torch_index_reachable
+
 
 @dataclass(frozen=True)
 class Lock:
@@ -71,8 +73,10 @@ def resolve(root: pathlib.Path, lock: Lock, upgrade: bool) -> str:
         command += ["--no-header", "--no-emit-options", "--no-strip-extras", "--output-file", str(output)]
         if lock.base:
             command += ["--constraint", str(root / lock.base)]
-        modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # Not every launcher hands them to a child.
-        subprocess.run([*command, lock.requirements], cwd=root, env=os.environ | modules, check=True)
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # Not every launcher hands it to a child.
+        if "PIP_EXTRA_INDEX_URL" not in os.environ and torch_index_reachable():
+            environment["PIP_EXTRA_INDEX_URL"] = TORCH_INDEX
+        subprocess.run([*command, lock.requirements], cwd=root, env=os.environ | environment, check=True)
         entries = blocks(output.read_text())
     if lock.base:
         wanted = names(text) - names((root / lock.base).read_text())

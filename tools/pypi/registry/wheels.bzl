@@ -1,4 +1,4 @@
-"""Where rules_python from 1.0 on puts what it fetched."""
+"""Where rules_python from 1.8.5 on puts what it fetched."""
 
 PYTHON = Label("@python_3_11_host//:python")
 

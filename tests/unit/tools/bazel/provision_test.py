@@ -66,7 +66,16 @@ def test_what_only_compilers_need_is_left_out(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["bazel-bootstrap", "openjdk-25-jre-headless", "libgcc-s1", "libstdc++6", "gcc-16-base", "patchelf", "python3-pip-whl", "libc6"],
+    [
+        "bazel-bootstrap",
+        "openjdk-25-jre-headless",
+        "libgcc-s1",
+        "libstdc++6",
+        "gcc-16-base",
+        "patchelf",
+        "python3-pip-whl",
+        "libc6",
+    ],
 )
 def test_what_bazel_needs_is_kept(name: str) -> None:
     assert not provision.UNNEEDED.match(name)
