@@ -52,6 +52,11 @@ class Backend(Ranks, Protocol):
         ...
 
     @property
+    def loads_on(self) -> torch.device:
+        """Where the model is loaded, before `wrap` puts it or its parts on the device."""
+        ...
+
+    @property
     def is_sharded(self) -> bool:
         """True if a rank holds a part of each weight, so that a checkpoint needs every rank's."""
         ...

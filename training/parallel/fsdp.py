@@ -38,6 +38,8 @@ class Fsdp(Ddp):
             offload: parts of weights, gradients and moments wait in CPU memory.
         """
         super().__init__(world, device, precision)
+        # Moved to the device a layer at a time, so that the whole model need not fit there.
+        self.loads_on = torch.device("cpu")
         self._keep_gathered = keep_gathered
         self._offload = offload
 

@@ -36,11 +36,19 @@ T = TypeVar("T")
 
 SIGNALS_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
+WORDS_OF_A_LOST_PEER = (
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
+"""What gloo and NCCL say of a rank that is gone."""
+
 SECONDS_FOR_OTHER_REPORTS = 0.5
 """How long failures of other ranks are collected, of which the first counts."""
 
 SECONDS_TO_END = 60
-"""How long a rank may take to end after it has reported its work done."""
+"""How long a rank may take to end after its last word."""
 
 
 class OfRank(Exception):
@@ -67,9 +75,7 @@ class _Failed:
     @property
     def lost_a_peer(self) -> bool:
         """True if it failed because another rank had."""
-        return any(
-            each in self.words for each in ("onnection closed by peer", "onnection reset by peer", "Broken pipe")
-        )
+        return any(each in self.words for each in WORDS_OF_A_LOST_PEER)
 
 
 def launch(work: Callable[[World], T], num_ranks: int, *, method: Literal["fork", "spawn"]) -> T:
@@ -177,7 +183,7 @@ def _report(rank: int, pipe: Connection, process: BaseProcess) -> _Done[Any] | _
     try:
         report = pipe.recv()
     except (EOFError, OSError):
-        process.join()
+        process.join(SECONDS_TO_END)
         return _died(rank, process.exitcode)
     assert isinstance(report, (_Done, _Failed))
     return report
@@ -185,7 +191,7 @@ def _report(rank: int, pipe: Connection, process: BaseProcess) -> _Done[Any] | _
 
 def _died(rank: int, exit_code: int | None) -> _Failed:
     if exit_code is None:
-        return _Failed(rank, time.monotonic(), f"it did not end within {SECONDS_TO_END} s after its work was done")
+        return _Failed(rank, time.monotonic(), f"it said no more and did not end within {SECONDS_TO_END} s")
     if exit_code < 0:
         words = f"it was killed by {signal.Signals(-exit_code).name}"
         return _Failed(rank, time.monotonic(), words, died_by=-exit_code)

@@ -40,7 +40,7 @@ class Single(Alone):
 
     def __init__(self, device: str | torch.device, precision: Precision) -> None:
         """Computes on `device`; with bf16, forward passes run under autocast and weights stay fp32."""
-        self.device = torch.device(device)
+        self.device = self.loads_on = torch.device(device)
         self._precision = precision
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -100,7 +100,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     model, tokenizer = load_model(
         base_path,
         attention=plan.attention,
-        device=backend.device,
+        device=backend.loads_on,
         needs_chat_template=plan.data_kind == "chat",
     )
     data = read_data(plan, tokenizer)
