@@ -1,0 +1,99 @@
+"""The quickstart without any package of its own, as a newcomer types it, with seconds instead of minutes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.subsystem.processes import environment
+from training.errors import EXIT_INTERRUPTED
+from training.metrics.records import StepRecord, ValidationRecord, read_records
+
+OUT = "plumbline-quickstart"
+
+
+def started(*words: str, where: Path) -> subprocess.Popen[str]:
+    """The program in a process of its own, with a short time to train."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.quickstart.from_scratch", *words],
+        cwd=where,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_newcomer_gets_a_model_its_metrics_and_a_report_and_a_second_run_loses_nothing(tmp_path: Path) -> None:
+    process = started("--seconds", "1", where=tmp_path)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    out = tmp_path / OUT
+
+    records = list(read_records(out / "run" / "metrics.jsonl"))
+    steps = [each for each in records if isinstance(each, StepRecord)]
+    held_out = [each.loss for each in records if isinstance(each, ValidationRecord)]
+    assert len(steps) >= 2
+    assert held_out[-1] < held_out[0]
+
+    # What it printed last is what it left, and the figures are those of the metrics.
+    report = (out / "report.txt").read_text()
+    assert said.endswith(f"\n{report}")
+    assert f"{held_out[0]:.2f} before, {held_out[-1]:.2f} after (nats per byte" in report
+    assert "“Return the”" in report
+    assert "matplotlib is not there" in report
+    assert "python -m training sft --model plumbline-quickstart/base --data text.jsonl --out my-run" in report
+    for path in ("run/model", "run/metrics.jsonl", "run/checkpoints"):
+        assert f"{OUT}/{path}" in report
+        assert (out / path).exists()
+    assert "tokens/s" in said
+    assert " left" in said, "the time that the rest will take"
+
+    # The model reloads, and is the one that was trained, not the one it started from.
+    trained: Any = AutoModelForCausalLM.from_pretrained(out / "run" / "model")
+    base: Any = AutoModelForCausalLM.from_pretrained(out / "base")
+    ids = AutoTokenizer.from_pretrained(out / "run" / "model")("Return the ", return_tensors="pt")["input_ids"]
+    assert not torch.equal(trained(input_ids=ids).logits, base(input_ids=ids).logits)
+
+    # A second time: the first is left as it is, and that is said.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    process = started("--seconds", "1", where=tmp_path)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"{OUT} (finished from-scratch, seed 0, 1 s): left as it is. This run goes to {OUT}-2." in said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert (tmp_path / f"{OUT}-2" / "report.txt").is_file()
+
+
+def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:
+    """Sends Ctrl-C at the first line that matches, and returns all lines, once the program has ended as it should."""
+    assert process.stdout is not None
+    said: list[str] = []
+    sent = False
+    for line in process.stdout:
+        said.append(line)
+        if not sent and re.match(at, line):
+            process.send_signal(signal.SIGINT)
+            sent = True
+    assert process.wait() == EXIT_INTERRUPTED, "".join(said)
+    return said
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = ("--seconds", "20", "--out", "q")
+    said = interrupted(started(*words, where=tmp_path), at=r"step [1-9]\d*/\d+  loss")
+    assert "The same command goes on from there:\n" in said
+    assert said[-1] == f"  python -m training.quickstart {' '.join(words)}\n"
+    state = json.loads((tmp_path / "q" / "quickstart.json").read_text())
+    assert not state["is_finished"]
+
+    said = interrupted(started(*words, where=tmp_path), at="start ")
+    assert "q holds this run, unfinished: going on where it stopped." in "".join(said)
+    assert any(line.startswith("start       after step-0000000") for line in said)
+    assert not any(line.startswith(("before ", "speed ")) for line in said), "what was done is not done again"
