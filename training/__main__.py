@@ -4,4 +4,6 @@ import sys
 
 from training.cli import main
 
-sys.exit(main())
+# Ranks on an accelerator start afresh and read this file once more.
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,7 +45,8 @@ exit codes:
    0  done, and every export verified          5  a checkpoint cannot be written, found or believed
    2  a setting is impossible, or refused      6  loss or gradient norm not finite; no weight was moved
    3  the data file or one of its samples      7  the export is not the model that was trained
-   4  the model cannot be loaded or used      {EXIT_INTERRUPTED}  stopped early and saved; the same command goes on
+   4  the model cannot be loaded or used       8  a process of several was killed, or failed as its traceback says
+  {EXIT_INTERRUPTED}  stopped early and saved; the same command goes on
 """
 
 
@@ -92,13 +93,17 @@ def _sft(settings: Namespace, words: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Its bars about loading weights would come between the lines of our own progress.
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it declares no types
-    print(resolved.describe(), flush=True)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        print(resolved.describe(), flush=True)
     summary = sft(resolved)
-    print(summary.describe())
+    if is_first:
+        print(summary.describe())
     if summary.stopped_by is None:
         return 0
     done = f"{summary.num_steps} of {summary.num_steps_planned} steps are saved"
-    print(f"stopped by {summary.stopped_by}; {done}. To go on:\n  {resume_command(words)}")
+    if is_first:
+        print(f"stopped by {summary.stopped_by}; {done}. To go on:\n  {resume_command(words)}")
     return EXIT_INTERRUPTED
 
 

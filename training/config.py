@@ -22,6 +22,7 @@ OnLongSample = Literal["stop", "skip", "truncate"]
 ScheduleShape = Literal["constant", "linear", "cosine", "wsd"]
 Device = Literal["auto", "cpu", "cuda", "xpu"]
 Resume = Literal["auto", "never", "must"]
+BackendKind = Literal["auto", "single", "ddp", "fsdp"]
 Export = Literal["auto", "model", "adapter", "merged", "adapter+merged", "none"]
 
 
@@ -251,6 +252,10 @@ class CheckpointConfig:
     """`auto` goes on from the newest checkpoint under run.out, or starts there if it is empty; `must` refuses to start
     from zero; `never` refuses a run.out that already holds checkpoints."""
 
+    elastic: bool = False
+    """Go on from a checkpoint of another number of ranks or another backend, too. The run then agrees with an unbroken
+    one to rounding, and dropout draws anew; without this, such a checkpoint is refused."""
+
     export: Export = "auto"
     """What is left as a Hugging Face directory: the `model`; or with LoRA the `adapter` alone, the `merged` model, or
     both. auto: the model, or with LoRA both."""
@@ -317,6 +322,38 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How many processes take each step together, and how they share it."""
+
+    ranks: int | None = None
+    """Processes that take each step together, one for each accelerator. Started on this machine, unless torchrun has
+    started them, on one machine or several. Default: those that torchrun started, or 1."""
+
+    backend: BackendKind = "auto"
+    """`single` is one process; `ddp` gives each rank the whole model and adds up gradients; `fsdp` gives each a part of
+    every weight, gradient and moment, for models too large for one. auto: single for one rank, ddp for more."""
+
+    keep_gathered: bool = False
+    """Keep a layer's weights on every rank from its forward to its backward pass: faster, more memory. Only for
+    fsdp."""
+
+    offload: bool = False
+    """Keep weights, gradients and moments in CPU memory and update them there: slow, and fits larger models. Only for
+    fsdp."""
+
+    collective_seconds_max: int | None = None
+    """Seconds that a rank waits for the others before it gives up. Default: 1800, longer than it takes rank 0 to write
+    a large export. Not for single."""
+
+    def __post_init__(self) -> None:
+        """Checks counts."""
+        if self.ranks is not None:
+            _at_least("parallel.ranks", self.ranks, 1, "leave it out for one process")
+        if self.collective_seconds_max is not None:
+            _at_least("parallel.collective_seconds_max", self.collective_seconds_max, 1, "leave it out for the default")
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """Supervised fine-tuning: everything a user may decide."""
 
@@ -327,4 +364,5 @@ class SftConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     lora: LoraConfig | None = None
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

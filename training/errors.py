@@ -13,7 +13,8 @@
     │   └── CheckpointMissing           5   a checkpoint that should be there is not
     ├── TrainingError                   6   training went wrong
     │   └── NonFiniteError              6   a loss or a gradient norm is not a number
-    └── ExportError                     7   the exported directory is not the model that was trained
+    ├── ExportError                     7   the exported directory is not the model that was trained
+    └── RankFailed                      8   a process of the run raised something else, or was killed
 
 A run that was interrupted has saved and is no error; it ends with `EXIT_INTERRUPTED`, so that a queue knows to start it
 again.
@@ -21,6 +22,9 @@ again.
 Every message has the same four parts, because a person needs all four: where it is, what was got, what was expected,
 and what to do. The parts stay on the object, so that a test or a tool need not take the sentence apart again.
 """
+
+from functools import partial
+from typing import Any
 
 EXIT_INTERRUPTED = 75
 """Saved and stopped before the last step (`EX_TEMPFAIL` of sysexits.h: "try again"); the same command goes on from
@@ -46,6 +50,10 @@ class PlumblineError(Exception):
         self.got = got
         self.expected = expected
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets a rank hand the error to the process that started it."""
+        return partial(type(self), self.where, got=self.got, expected=self.expected, hint=self.hint), ()
 
 
 class ConfigError(PlumblineError):
@@ -110,3 +118,9 @@ class ExportError(PlumblineError):
     """The exported directory, loaded again, is not the model that was trained."""
 
     exit_code = 7
+
+
+class RankFailed(PlumblineError):
+    """A rank ended otherwise than by an error of this tree; its traceback, if it had one, has been printed."""
+
+    exit_code = 8

@@ -33,9 +33,23 @@ class Outcome:
 class StopRequest:
     """Notices signals while it is entered, and restores whatever handled them before."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, gather: Callable[[str | None], list[str | None]] = lambda reason: [reason], *, says: bool = True
+    ) -> None:
+        """Notices them for all ranks.
+
+        Args:
+            gather: every rank's value, in their order; a signal reaches ranks at different moments, or one alone.
+            says: whether this process tells people what it will do.
+        """
         self.reason: str | None = None
+        self._gather = gather
+        self._says = says
         self._before: dict[signal.Signals, signal._HANDLER] = {}
+
+    def agreed(self) -> str | None:
+        """Why all ranks stop after this step, or None; the same on each of them. All must ask."""
+        return next((each for each in self._gather(self.reason) if each is not None), None)
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread alone and refuses to set handlers elsewhere.
@@ -52,7 +66,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
         # os.write, since print may be what the signal interrupted.
-        os.write(2, f"\n{self.reason}: finishing this step, then saving. Ctrl-C again stops at once.\n".encode())
+        if self._says:
+            os.write(2, f"\n{self.reason}: finishing this step, then saving. Ctrl-C again stops at once.\n".encode())
 
 
 def run(
@@ -62,8 +77,8 @@ def run(
     take_step: Callable[[int], StepRecord],
     validate: Callable[[int], ValidationRecord] | None,
     save: Callable[[int], None],
-    records: Records,
-    progress: ProgressLine,
+    records: Records | None,
+    progress: ProgressLine | None,
     stop: StopRequest,
     checkpoint_steps_between: int | None,
     validation_steps_between: int | None,
@@ -79,17 +94,19 @@ def run(
             Called before the first step, every `validation_steps_between` and after the last.
         save: commits a checkpoint of the given number of steps. Called every `checkpoint_steps_between`, after the last
             step, and before an early stop.
-        records: gets every record before anything that depends on it is saved.
-        progress: gets every record for people to see.
-        stop: is looked at after each step.
+        records: gets every record before anything that depends on it is saved. None on ranks that do not write.
+        progress: gets every record for people to see. None on ranks that do not.
+        stop: is asked after each step.
         checkpoint_steps_between: None saves only at the end.
         validation_steps_between: None validates only at the ends.
         steps_this_session_max: None takes all that are left.
     """
 
     def keep(record: StepRecord | ValidationRecord) -> None:
-        records.write(record)
-        progress.show(record)
+        if records is not None:
+            records.write(record)
+        if progress is not None:
+            progress.show(record)
 
     if validate is not None and first_step == 0:
         keep(validate(0))
@@ -98,11 +115,12 @@ def run(
         taken, is_last = step + 1, step + 1 == num_steps
         if validate is not None and (is_last or _is_due(taken, validation_steps_between)):
             keep(validate(taken))
-        reason = stop.reason
+        reason = stop.agreed()
         if reason is None and taken - first_step == steps_this_session_max:
             reason = "steps_this_session_max"
         if is_last or reason is not None or _is_due(taken, checkpoint_steps_between):
-            records.sync()
+            if records is not None:
+                records.sync()
             save(taken)
         if reason is not None and not is_last:
             return Outcome(taken, reason)

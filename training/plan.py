@@ -18,6 +18,7 @@ from training.errors import PlanRefused
 from training.schedule import Schedule
 
 ExportKind = Literal["model", "adapter", "merged"]
+PlannedBackend = Literal["single", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Machine:
     """CPU threads that this process may use."""
     accelerators: tuple[str, ...] = ()
     """Device types that are present beside the CPU, best first: cuda, xpu."""
+    num_accelerators: int = 0
+    """Devices of the first of these types."""
+    num_ranks: int | None = None
+    """Processes that a launcher such as torchrun has started for this run; None if it was started by itself."""
+    num_ranks_here: int = 1
+    """Of these, how many on this machine."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,15 @@ class Plan:
     device: str
     num_threads: int
 
+    backend: PlannedBackend
+    num_ranks: int
+    keep_gathered: bool
+    offload: bool
+    collective_seconds_max: int
+
     out: str
     resume: Resume
+    elastic: bool
     exports: tuple[ExportKind, ...]
     checkpoint_steps_between: int | None
     num_kept: int
@@ -127,16 +141,25 @@ class Plan:
             "validation": validation,
             "batch": f"{self.samples_per_step} samples a step, packed into microbatches of up to "
             f"{self.tokens_per_rank_max} tokens",
+            "ranks": self._described_ranks(),
             "optimizer": f"{adamw}, epsilon {self.epsilon:g}, weight decay {self.weight_decay:g}; gradients {clip}",
             "rate": shape,
             "length": length
             + (f", at most {self.steps_this_session_max} in this session" if self.steps_this_session_max else ""),
             "seed": str(self.seed),
-            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}",
+            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}"
+            + (", also on another number of ranks" if self.elastic else ""),
             "export": ", ".join(self.exports) or "none",
             "progress": f"every {self.progress_steps_between} step(s)",
         }
         return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
+
+    def _described_ranks(self) -> str:
+        if self.backend == "single":
+            return "1"
+        how = f"{self.num_ranks}, {self.backend}, waiting for each other at most {self.collective_seconds_max} s"
+        how += ", weights kept gathered until the backward pass" if self.keep_gathered else ""
+        return how + (", offloaded to CPU memory" if self.offload else "")
 
     @property
     def validates(self) -> bool:
@@ -150,10 +173,13 @@ _BOOKKEEPING = {
     "validation_path",
     "out",
     "resume",
+    "elastic",
     "exports",
     "checkpoint_steps_between",
     "num_kept",
     "steps_this_session_max",
+    "keep_gathered",
+    "collective_seconds_max",
     "validation_steps_between",
     "progress_steps_between",
 }
@@ -163,6 +189,8 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
     """What the config comes to on this machine, or the first reason why it comes to nothing."""
     for refusal in _refusals(config, machine):
         return refusal
+    num_ranks, num_ranks_here, device = _place(config, machine)
+    parallel = config.parallel
     model, data, batch, run = config.model, config.data, config.batch, config.run
     optimizer, schedule, checkpoint = config.optimizer, config.schedule, config.checkpoint
     peak = optimizer.learning_rate_peak
@@ -196,10 +224,16 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         num_epochs=None if run.num_steps else (run.num_epochs or 1),
         num_steps=run.num_steps,
         seed=run.seed,
-        device=(*machine.accelerators, "cpu")[0] if run.device == "auto" else run.device,
-        num_threads=run.num_threads or machine.num_threads,
+        device=device,
+        num_threads=run.num_threads or max(1, machine.num_threads // num_ranks_here),
+        backend=_backend(config, num_ranks),
+        num_ranks=num_ranks,
+        keep_gathered=parallel.keep_gathered,
+        offload=parallel.offload,
+        collective_seconds_max=parallel.collective_seconds_max or 1800,
         out=run.out,
         resume=checkpoint.resume,
+        elastic=checkpoint.elastic,
         exports=_exports(config),
         checkpoint_steps_between=checkpoint.steps_between,
         num_kept=checkpoint.num_kept,
@@ -213,9 +247,13 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     """Each rule of combination, in the order in which a person would want to hear of them."""
     data, batch, run = config.data, config.batch, config.run
     schedule, export = config.schedule, config.checkpoint.export
+    if config.checkpoint.elastic and config.checkpoint.resume == "never":
+        hint = "leave one of the two out"
+        yield Refusal("checkpoint.elastic", "true, with resume never", "a run that may go on from something", hint)
     if run.device not in ("auto", "cpu", *machine.accelerators):
         here = ", ".join(("cpu", *machine.accelerators))
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
+    yield from _parallel_refusals(config, machine)
     if run.num_epochs is not None and run.num_steps is not None:
         got = f"{run.num_epochs}, while run.num_steps is {run.num_steps}"
         yield Refusal("run.num_epochs", got, "one of the two", "leave out the one you do not mean")
@@ -261,6 +299,45 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if config.lora is not None and export == "model":
         hint = "merged is the whole model with the adapter added in"
         yield Refusal("checkpoint.export", "model, with lora", "adapter, merged, adapter+merged, auto or none", hint)
+
+
+def _place(config: SftConfig, machine: Machine) -> tuple[int, int, str]:
+    """Ranks of the run, how many of them on this machine, and the type of their device."""
+    device = (*machine.accelerators, "cpu")[0] if config.run.device == "auto" else config.run.device
+    if machine.num_ranks is not None:
+        return machine.num_ranks, machine.num_ranks_here, device
+    num_ranks = config.parallel.ranks or 1
+    return num_ranks, num_ranks, device
+
+
+def _backend(config: SftConfig, num_ranks: int) -> PlannedBackend:
+    if config.parallel.backend != "auto":
+        return config.parallel.backend
+    return "single" if num_ranks == 1 else "ddp"
+
+
+def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """The rules of how ranks share a step."""
+    parallel = config.parallel
+    num_ranks, num_ranks_here, device = _place(config, machine)
+    backend = _backend(config, num_ranks)
+    if parallel.ranks not in (None, num_ranks):
+        got = f"{parallel.ranks}, while the launcher started {num_ranks}"
+        yield Refusal("parallel.ranks", got, "the same number", "leave it out: the launcher has decided")
+    if backend == "single" and num_ranks > 1:
+        got = f"single, with {num_ranks} ranks"
+        yield Refusal("parallel.backend", got, "ddp or fsdp", "auto takes ddp for more than one rank")
+    if device != "cpu" and num_ranks > 1 and num_ranks_here > machine.num_accelerators:
+        got = f"{num_ranks_here} on this machine, which has {machine.num_accelerators} of {device}"
+        yield Refusal("parallel.ranks", got, "one for each", "take fewer ranks, or --device cpu")
+    for name, is_given in {"keep_gathered": parallel.keep_gathered, "offload": parallel.offload}.items():
+        if is_given and backend != "fsdp":
+            yield Refusal(
+                f"parallel.{name}", f"true, with {backend}", "fsdp", "add --backend fsdp, or leave the setting out"
+            )
+    if parallel.collective_seconds_max is not None and backend == "single":
+        got = f"{parallel.collective_seconds_max}, with a single process"
+        yield Refusal("parallel.collective_seconds_max", got, "ranks to wait for", "leave it out")
 
 
 def _exports(config: SftConfig) -> tuple[ExportKind, ...]:

@@ -75,7 +75,7 @@ def train_step(
         num_samples=batch.num_samples,
         num_tokens=batch.num_tokens,
         num_weighted_tokens=batch.num_weighted_tokens,
-        num_microbatches=len(batch.microbatches),
+        num_microbatches=len(batch.microbatches) * backend.num_ranks,
         seconds=time.perf_counter() - started,
         metrics={name: backend.sum_over_ranks(total) / divisor for name, total in sorted(metrics.items())},
     )

@@ -95,8 +95,8 @@ def test_generators_matter_where_there_is_dropout(tmp_path: Path) -> None:
 
 
 def _go_on_with_other_generators(parts: Plan) -> None:
-    def forgetful(*arguments: Any) -> None:
-        restore(*arguments)
+    def forgetful(*arguments: Any, **options: Any) -> None:
+        restore(*arguments, **options)
         torch.manual_seed(99)
 
     # A bug planted on purpose, in a process of its own.

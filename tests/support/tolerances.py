@@ -11,3 +11,7 @@ GRADIENT_FP32 = 1e-5
 
 LEAK = 1e-2
 """Least change of a tiny model's logits if a document sees another one. Seen: 0.3 and more; rounding gives 1e-6."""
+
+RANKS_FP32_RELATIVE = 1e-6
+"""Loss, gradient norm and largest weight after a few steps on several ranks, relative to a single process: the same
+float32 terms, added in another order."""

@@ -4,6 +4,7 @@
       step-00000010/          committed: the directory has its final name, and its manifest was on disk before that
         manifest.json         {"schema": 1, "step": 10, "files": {name: {"bytes": …, "sha256": …}}, "sha256": …}
         state.json  parameters.safetensors  moments.safetensors  random.safetensors
+                        of several ranks, what each of them writes: random-00001-of-00002.safetensors, …
       step-00000020/
       latest                  the name of the newest one that was committed
       .unfinished-… .trash-…  what a killed save or rotation left; never read, removed by the next save
@@ -35,6 +36,11 @@ _NAME = re.compile(r"step-(\d{8,})")
 def name_of(step: int) -> str:
     """Directory name of the checkpoint after `step` steps; sorts as the steps do."""
     return f"step-{step:08d}"
+
+
+def file_of_rank(name: str, rank: int, num_ranks: int) -> str:
+    """Name, without its ending, of the file that each rank writes for itself; of a single process, the plain name."""
+    return f"{name}-{rank + 1:05d}-of-{num_ranks:05d}" if num_ranks > 1 else name
 
 
 @dataclass(frozen=True)

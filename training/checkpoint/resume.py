@@ -1,14 +1,16 @@
 """Finds the checkpoint to go on from, verifies it, and refuses to go on with anything but the same run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from training.checkpoint.manifest import newest, verified
+from training.checkpoint.manifest import file_of_rank, newest, verified
 from training.checkpoint.save import STATE
 from training.checkpoint.state import Tensors
 from training.config import Resume
@@ -24,6 +26,26 @@ class Saved:
     """Optimizer steps taken when it was saved."""
     tensors: Tensors
     state: Mapping[str, Any]
+    is_whole: bool = False
+    """True if it is joined from another number of ranks or another backend: what belongs to ranks is not in it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank asks, and among whom: what decides how tensors are spread over files."""
+
+    backend: str = "single"
+    rank: int = 0
+    num_ranks: int = 1
+
+
+SINGLE = Place()
+
+JOINED = ("parameters", "moments")
+"""Files whose content is the run's; `random` is each rank's own."""
+
+OF_THE_PLACE = {f"plan.{name}" for name in ("backend", "num_ranks", "offload", "device", "num_threads")}
+"""What an elastic run may change: all of it changes rounding and nothing else."""
 
 
 def find(checkpoints: Path, resume: Resume) -> Path | None:
@@ -52,37 +74,69 @@ def find(checkpoints: Path, resume: Resume) -> Path | None:
     return found
 
 
-def load(checkpoint: Path) -> Saved:
-    """The content of a checkpoint; nothing of it is believed before all of it is verified.
+def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> Saved:
+    """The content of a checkpoint as far as this rank needs it; nothing is believed before all of it is verified.
+
+    A file of another rank is left to that one. Of a checkpoint that was saved at another place, an elastic run reads
+    every rank's files and joins them; for another run it is what `check_same` will refuse.
+
+    Args:
+        checkpoint: a committed one.
+        place: this rank and the ranks it is among.
+        elastic: whether another place will do.
 
     Raises:
         CheckpointCorrupt: a file is absent or is not what was saved; names the file.
     """
     files = verified(checkpoint)
     state = json.loads(files.pop(STATE).read_text(encoding="utf-8"))
-    tensors = {name.removesuffix(".safetensors"): load_file(path) for name, path in files.items()}
-    return Saved(checkpoint, int(checkpoint.name.removeprefix("step-")), tensors, state)
+    step = int(checkpoint.name.removeprefix("step-"))
+    before = state["identity"]["plan"] if elastic else {}
+    if elastic and (before["backend"], before["num_ranks"]) != (place.backend, place.num_ranks):
+        joined = {name: _joined(files, name, before["num_ranks"], state["replicated"]) for name in JOINED}
+        return Saved(checkpoint, step, joined, state, is_whole=True)
+    tensors = {}
+    for name in (*JOINED, "random"):
+        for file in (name, file_of_rank(name, place.rank, place.num_ranks)):
+            if path := files.get(f"{file}.safetensors"):
+                tensors[name] = load_file(path)
+    return Saved(checkpoint, step, tensors, state)
 
 
-def check_same(saved: Saved, identity: Mapping[str, Any]) -> None:
+def _joined(files: Mapping[str, Path], name: str, num_ranks: int, replicated: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of all ranks as those of one: parts end to end, what each rank has in full once."""
+    if path := files.get(f"{name}.safetensors"):
+        return load_file(path)
+    parts = [load_file(files[f"{file_of_rank(name, rank, num_ranks)}.safetensors"]) for rank in range(num_ranks)]
+    return {
+        tensor: value if not value.ndim or tensor in replicated else torch.cat([part[tensor] for part in parts])
+        for tensor, value in parts[0].items()
+    }
+
+
+def check_same(saved: Saved, identity: Mapping[str, Any], *, elastic: bool = False) -> None:
     """Compares what decides the numbers of a run, setting by setting, and refuses the first that differs.
 
     Args:
         saved: the checkpoint; its state holds an `identity`.
         identity: the same of this process: the plan's trajectory, and digests of data and frozen weights.
+        elastic: whether the place may differ.
 
     Raises:
         CheckpointError: names the setting and both values.
     """
     before = _flat(saved.state["identity"])
     now = _flat(identity)
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted((before.keys() | now.keys()) - (OF_THE_PLACE if elastic else set())):
         if before.get(name) != now.get(name):
+            other = (
+                "go on to rounding with --elastic true" if name in OF_THE_PLACE else "start a new run in another --out"
+            )
             raise CheckpointError(
                 f"{saved.path} ({name})",
                 got=f"{now.get(name)} now, {before.get(name)} when it was saved",
                 expected="the same run, so that going on is exact",
-                hint="give the setting its old value back, or start a new run in another --out",
+                hint=f"give the setting its old value back, or {other}",
             )
 
 

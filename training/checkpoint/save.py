@@ -5,6 +5,8 @@
 Every arrow is a boundary, and `on_boundary` is told of each before it is crossed, with a name that says what comes
 next. Tests kill the process at every one of them; nothing else needs it.
 
+Of several ranks each writes its own files; rank 0 does the rest, and goes on only when all have got so far.
+
 Old checkpoints go last and in one rename each, so a half-deleted one never looks like a whole one.
 """
 
@@ -13,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,14 +26,18 @@ from training.checkpoint.manifest import (
     POINTER,
     TRASH,
     UNFINISHED,
+    FileEntry,
     committed,
     entry_of,
     manifest_text,
     name_of,
 )
 from training.errors import CheckpointError
+from training.parallel.backend import Alone, Ranks
 
 STATE = "state.json"
+ALONE = Alone()
+T = TypeVar("T")
 
 
 def save(
@@ -41,29 +47,35 @@ def save(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     num_kept: int,
+    ranks: Ranks = ALONE,
     on_boundary: Callable[[str], None] = lambda name: None,
 ) -> Path:
-    """Commits the checkpoint of `step` and returns its directory.
+    """Commits the checkpoint of `step` and returns its directory. All ranks call it.
 
     Args:
-        checkpoints: the run's directory of checkpoints, made if absent.
+        checkpoints: the run's directory of checkpoints, made if absent; all ranks see the same.
         step: optimizer steps taken.
-        tensors: for each file, without its ending, the tensors in it. They are written from where they are, uncopied.
-        state: JSON values, written to state.json.
+        tensors: for each file that this rank writes, without its ending, the tensors in it. They are written from where
+            they are, uncopied.
+        state: JSON values, written to state.json by rank 0.
         num_kept: newest checkpoints to keep, this one included.
+        ranks: who takes part. Rank 0 makes the directory and commits it once every rank has flushed its files.
         on_boundary: told the name of each boundary before it is crossed.
 
     Raises:
-        CheckpointError: the directory cannot be written; earlier checkpoints are as they were.
+        CheckpointError: some rank cannot write the directory; earlier checkpoints are as they were. All ranks raise.
     """
     final = checkpoints / name_of(step)
     unfinished = checkpoints / f"{UNFINISHED}{final.name}"
-    try:
+
+    def begin() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         on_boundary("clear leftovers")
         clear_leftovers(checkpoints)
         on_boundary("make directory")
         unfinished.mkdir()
+
+    def write_files() -> dict[str, FileEntry]:
         files = {}
         for name, values in tensors.items():
             path = unfinished / f"{name}.safetensors"
@@ -72,6 +84,9 @@ def save(
             on_boundary(f"flush {path.name}")
             _flush(path)
             files[path.name] = entry_of(path)
+        return files
+
+    def commit(files: dict[str, FileEntry]) -> None:
         on_boundary(f"write {STATE}")
         _write(unfinished / STATE, json.dumps(state, indent=1) + "\n", on_boundary)
         files[STATE] = entry_of(unfinished / STATE)
@@ -94,9 +109,16 @@ def save(
             trash = old.rename(checkpoints / f"{TRASH}{old.name}")
             on_boundary(f"delete {old.name}")
             shutil.rmtree(trash)
+
+    is_first = ranks.rank == 0
+    try:
+        _together(ranks, begin if is_first else lambda: None)
+        files = {name: entry for each in _together(ranks, write_files) for name, entry in each.items()}
+        _together(ranks, (lambda: commit(files)) if is_first else lambda: None)
     except (OSError, SafetensorError) as error:
-        # Space is what a failed save most often lacks, and the half-written files are the first to give some back.
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_first:
+            # Space is what a failed save most often lacks, and half-written files are the first to give some back.
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
             str(final),
             got=f"it cannot be written ({error})",
@@ -104,6 +126,23 @@ def save(
             hint="make room or choose another --out; the checkpoints before this one are untouched",
         ) from error
     return final
+
+
+def _together(ranks: Ranks, phase: Callable[[], T]) -> list[T]:
+    """What a phase returns on each rank; waits for all. If it fails on one, all raise, so that none waits for ever."""
+    answer: T | None = None
+    problem: OSError | SafetensorError | None = None
+    try:
+        answer = phase()
+    except (OSError, SafetensorError) as error:
+        problem = error
+    outcomes = ranks.gather((answer, problem and str(problem)))
+    if problem is not None:
+        raise problem
+    for rank, (_, said) in enumerate(outcomes):
+        if said is not None:
+            raise OSError(f"on rank {rank}: {said}")
+    return [cast(T, each) for each, _ in outcomes]
 
 
 def clear_leftovers(checkpoints: Path) -> None:

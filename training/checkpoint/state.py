@@ -20,16 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint.manifest import file_of_rank
 from training.errors import CheckpointError
+from training.parallel.backend import Ranks
+from training.parallel.shards import part_as, part_of, sharded_as
 
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """The tensors of the model, the optimizer and the random generators, not copied."""
+    """This rank's part of the tensors of the model, the optimizer and the random generators, not copied."""
     moments = {
-        f"{name}/{key}": value
+        f"{name}/{key}": part_of(value)
         for name, parameter in _trained(model).items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -39,14 +42,45 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     return {"parameters": _state(model), "moments": moments, "random": generators}
 
 
-def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def files_of(tensors: Tensors, ranks: Ranks, *, is_sharded: bool) -> Tensors:
+    """The tensors under the names of the files that this rank writes: its own, and if it is the first, what is common.
+
+    Args:
+        tensors: what `capture` returned.
+        ranks: who takes part.
+        is_sharded: whether each rank has another part of parameters and moments; if not, they are the same on all.
+    """
+    own = {"parameters", "moments", "random"} if is_sharded else {"random"}
+    return {
+        file_of_rank(name, ranks.rank, ranks.num_ranks) if name in own else name: values
+        for name, values in tensors.items()
+        if name in own or ranks.rank == 0
+    }
+
+
+def restore(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    is_whole: bool = False,
+) -> None:
     """Puts captured tensors back into a model and an optimizer built from the same plan.
+
+    Args:
+        tensors: what `capture` returned on this rank, or `load` has joined.
+        model: its trained weights and buffers are overwritten.
+        optimizer: gets the moments.
+        is_whole: the tensors are joined from all ranks, and this rank takes its part of each; generators, which belong
+            to ranks, are left alone.
 
     Raises:
         CheckpointError: a name, shape or type differs; nothing of the optimizer has been touched then.
     """
-    _copy(tensors["parameters"], _state(model))
     trained = _trained(model)
+    if is_whole:
+        tensors = _parts(tensors, trained)
+    _copy(tensors["parameters"], _state(model))
     number_of = {
         parameter: number
         for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"])
@@ -56,19 +90,40 @@ def restore(tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optim
         name, _, key = full_name.rpartition("/")
         if name not in trained:
             raise _differs(name, "moments of a weight that this model does not train", "the same weights")
-        if value.ndim and value.shape != trained[name].shape:
-            raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(trained[name].shape)}")
-        states[number_of[trained[name]]][key] = value
+        expected = part_of(trained[name]).shape
+        if value.ndim and value.shape != expected:
+            raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(expected)}")
+        # A moment has its weight's shape and is sharded with it; a count of steps is a number.
+        states[number_of[trained[name]]][key] = sharded_as(value, trained[name]) if value.ndim else value
     complete = {key for state in states.values() for key in state}
     for name, parameter in trained.items():
         if not complete or states[number_of[parameter]].keys() != complete:
             raise _differs(name, "a trained weight without all its moments", "both moments of each trained weight")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
+    if is_whole:
+        return
     torch.set_rng_state(tensors["random"]["cpu"])
     _set_python_generator(tensors["random"]["python"])
     for device in _accelerators(model):
         torch.get_device_module(device).set_rng_state(tensors["random"][str(device)].cpu(), device)
+
+
+def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> Tensors:
+    """This rank's part of joined tensors; those that no weight of this model asks for stay whole, to be refused."""
+    return {
+        file: {
+            name: part_as(value, trained[owner]) if value.ndim and owner in trained else value
+            for name, value in values.items()
+            for owner in [name.rpartition("/")[0] if file == "moments" else name]
+        }
+        for file, values in tensors.items()
+    }
+
+
+def replicated_names(model: nn.Module) -> list[str]:
+    """Names of captured parameters that every rank holds in full however weights are sharded: buffers."""
+    return sorted(_state(model).keys() - _trained(model).keys())
 
 
 def frozen_digest(model: nn.Module) -> str:
@@ -96,10 +151,10 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Trained weights and persistent buffers, detached and not copied."""
+    """This rank's part of trained weights and persistent buffers, detached and not copied."""
     persistent = model.state_dict().keys()
     buffers = {name: each for name, each in model.named_buffers() if name in persistent}
-    return {name: each.detach() for name, each in (_trained(model) | buffers).items()}
+    return {name: part_of(each) for name, each in (_trained(model) | buffers).items()}
 
 
 @torch.no_grad()

@@ -1,19 +1,21 @@
 """What a step asks of the ranks that take it together.
 
 The step owns accumulation and the divisor; a backend only shards, reduces and places, so every backend takes the same
-step.
+step. Gradients of ranks are added, never averaged: each is already divided by the divisor of the global batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+T = TypeVar("T")
 
-class Backend(Protocol):
-    """One way for ranks to share a step."""
+
+class Ranks(Protocol):
+    """The processes that take part, and how they tell each other something."""
 
     @property
     def rank(self) -> int:
@@ -25,9 +27,42 @@ class Backend(Protocol):
         """Processes that take each step together."""
         ...
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank. All must call it, so it is a barrier as well."""
+        ...
+
+
+class Alone:
+    """One process, which has nobody to tell."""
+
+    rank = 0
+    num_ranks = 1
+
+    def gather(self, value: T) -> list[T]:
+        """The value."""
+        return [value]
+
+
+class Backend(Ranks, Protocol):
+    """One way for ranks to share a step."""
+
     @property
     def device(self) -> torch.device:
         """Where this rank's tensors live."""
+        ...
+
+    @property
+    def loads_on(self) -> torch.device:
+        """Where the model is loaded, before `wrap` puts it or its parts on the device."""
+        ...
+
+    @property
+    def is_sharded(self) -> bool:
+        """True if a rank holds a part of each weight, so that a checkpoint needs every rank's."""
+        ...
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as this backend trains it. Called once, before the optimizer is made; names stay as they are."""
         ...
 
     def computing(self) -> AbstractContextManager[object]:
@@ -35,7 +70,7 @@ class Backend(Protocol):
         ...
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Adds the gradients of one microbatch; reduces over ranks, if at all, with the last one of the step."""
+        """Adds the gradients of one microbatch; after the last one of the step they are sums over all ranks."""
         ...
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -43,5 +78,14 @@ class Backend(Protocol):
         ...
 
     def sum_over_ranks(self, value: float) -> float:
-        """The sum of every rank's value, on every rank."""
+        """The sum of every rank's value, the same on every rank."""
+        ...
+
+    def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
+        """On rank 0 the model in one piece, to be exported; None on the others. All must call it.
+
+        Args:
+            model: what `wrap` returned.
+            build: makes the model anew, untrained; called on rank 0 if the trained one is in pieces.
+        """
         ...

@@ -1,13 +1,15 @@
 """The backend of one process, and the look around that tells the plan where it is."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from training.config import Precision
+from training.parallel.backend import Alone
+from training.parallel.world import started_by_launcher
 from training.plan import Machine
 
 ACCELERATORS = ("cuda", "xpu")
@@ -15,21 +17,35 @@ ACCELERATORS = ("cuda", "xpu")
 
 
 def machine() -> Machine:
-    """This machine: its accelerators, and the threads that this process may use rather than all there are."""
+    """This machine: its accelerators, the threads that this process may use rather than all there are, and the ranks.
+
+    Raises:
+        ConfigError: a launcher's environment variables cannot be understood.
+    """
     present = tuple(kind for kind in ACCELERATORS if getattr(torch, kind).is_available())
-    return Machine(num_threads=len(os.sched_getaffinity(0)), accelerators=present)
+    world = started_by_launcher()
+    return Machine(
+        num_threads=len(os.sched_getaffinity(0)),
+        accelerators=present,
+        num_accelerators=getattr(torch, present[0]).device_count() if present else 0,
+        num_ranks=world.num_ranks if world else None,
+        num_ranks_here=world.num_ranks_here if world else 1,
+    )
 
 
-class Single:
+class Single(Alone):
     """One process, one device: nothing to share, so sums and norms are its own."""
 
-    rank = 0
-    num_ranks = 1
+    is_sharded = False
 
-    def __init__(self, device: str, precision: Precision) -> None:
+    def __init__(self, device: str | torch.device, precision: Precision) -> None:
         """Computes on `device`; with bf16, forward passes run under autocast and weights stay fp32."""
-        self.device = torch.device(device)
+        self.device = self.loads_on = torch.device(device)
         self._precision = precision
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model."""
+        return model
 
     def computing(self) -> AbstractContextManager[object]:
         """Autocast to bf16, or nothing."""
@@ -47,3 +63,7 @@ class Single:
     def sum_over_ranks(self, value: float) -> float:
         """The value."""
         return value
+
+    def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
+        """The model."""
+        return model

@@ -8,24 +8,28 @@ Left under `out`:
 """
 
 import random
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from training.algorithms.sft import Sft
 from training.checkpoint.export import export
 from training.checkpoint.lock import only_process
-from training.checkpoint.resume import check_same, find, load
+from training.checkpoint.resume import Place, check_same, find, load
 from training.checkpoint.save import save
-from training.checkpoint.state import arrays_digest, capture, frozen_digest, restore
+from training.checkpoint.state import arrays_digest, capture, files_of, frozen_digest, replicated_names, restore
 from training.data.example import Example
 from training.data.loader import Loader, fit, permutation
 from training.data.render import render_blocks, render_samples
 from training.data.samples import read_documents, read_samples
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 from training.loop import StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
@@ -33,7 +37,11 @@ from training.metrics.summary import DataSummary, FileSummary, RunSummary, added
 from training.models.load import load_model
 from training.models.lora import add_adapter
 from training.optimizer import adamw
+from training.parallel.backend import Backend
+from training.parallel.ddp import Ddp
+from training.parallel.launch import launch
 from training.parallel.single import Single
+from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
 from training.step import train_step, validate
 
@@ -47,21 +55,44 @@ def sft(plan: Plan) -> RunSummary:
     Raises:
         PlumblineError: of the branch that says what was wrong; see `training.errors`.
     """
-    with only_process(Path(plan.out)):
-        return _sft(plan)
+    if plan.backend == "single":
+        return _sft(plan, Single(plan.device, plan.precision))
+    if world := started_by_launcher():
+        return _rank(plan, world)
+    # What every rank would spend seconds on is imported once, before they fork.
+    if plan.lora:
+        import peft  # noqa: F401 - for the ranks
+    if plan.backend == "fsdp":
+        import training.parallel.fsdp  # noqa: F401 - for the ranks
+    return launch(partial(_rank, plan), plan.num_ranks, method="fork" if plan.device == "cpu" else "spawn")
 
 
-def _sft(plan: Plan) -> RunSummary:
+def _rank(plan: Plan, world: World) -> RunSummary:
+    """The run as one rank of several sees it."""
+    with joined(world, plan.device, seconds_max=plan.collective_seconds_max) as device:
+        if plan.backend == "ddp":
+            return _sft(plan, Ddp(world, device, plan.precision))
+        from training.parallel.fsdp import Fsdp
+
+        return _sft(plan, Fsdp(world, device, plan.precision, keep_gathered=plan.keep_gathered, offload=plan.offload))
+
+
+def _sft(plan: Plan, backend: Backend) -> RunSummary:
+    with only_process(Path(plan.out)) if backend.rank == 0 else nullcontext():
+        return _trained(plan, backend)
+
+
+def _trained(plan: Plan, backend: Backend) -> RunSummary:
     out = Path(plan.out)
     checkpoints = out / "checkpoints"
-    backend = Single(plan.device, plan.precision)
     torch.set_num_threads(plan.num_threads)
     random.seed(plan.seed)
     torch.manual_seed(plan.seed)
 
     # A checkpoint is looked for and verified first: a refusal should not cost the time to load a model.
     found = find(checkpoints, plan.resume)
-    saved = load(found) if found else None
+    place = Place(plan.backend, backend.rank, backend.num_ranks)
+    saved = load(found, place, elastic=plan.elastic) if found else None
 
     # An adapter's config names its base model, and should name it from anywhere.
     base = Path(plan.model_path).expanduser()
@@ -69,14 +100,18 @@ def _sft(plan: Plan) -> RunSummary:
     model, tokenizer = load_model(
         base_path,
         attention=plan.attention,
-        device=backend.device,
+        device=backend.loads_on,
         needs_chat_template=plan.data_kind == "chat",
     )
     data = read_data(plan, tokenizer)
-    trained = add_adapter(model, plan.lora) if plan.lora else model
+    trained: nn.Module = add_adapter(model, plan.lora) if plan.lora else model
     trained.train()
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    frozen = frozen_digest(trained)
+    trained = backend.wrap(trained)
+    # From here on only dropout draws, and ranks that drew alike would drop the same places of different samples.
+    torch.manual_seed(plan.seed + backend.rank)
     optimizer = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
     algorithm = Sft()
 
@@ -85,6 +120,8 @@ def _sft(plan: Plan) -> RunSummary:
         samples_per_step=plan.samples_per_step,
         tokens_per_rank_max=plan.tokens_per_rank_max,
         seed=plan.seed,
+        rank=backend.rank,
+        num_ranks=backend.num_ranks,
     )
     num_steps = plan.num_steps or (plan.num_epochs or 1) * batches.steps_per_epoch
     identity = {
@@ -93,12 +130,13 @@ def _sft(plan: Plan) -> RunSummary:
         "training examples": arrays_digest(
             array for each in data.training for array in (each.token_ids, each.weights, each.document_starts)
         ),
-        "frozen weights": frozen_digest(trained),
+        "frozen weights": frozen,
     }
+    _check_ranks_agree(backend, identity | {"checkpoint": found.name if found else None})
     first_step = 0
     if saved:
-        check_same(saved, identity)
-        restore(saved.tensors, trained, optimizer)
+        check_same(saved, identity, elastic=plan.elastic)
+        restore(saved.tensors, trained, optimizer, is_whole=saved.is_whole)
         first_step = saved.step
         del saved
 
@@ -119,26 +157,40 @@ def _sft(plan: Plan) -> RunSummary:
             samples_per_step=plan.samples_per_step,
             tokens_per_rank_max=plan.tokens_per_rank_max,
             seed=plan.seed,
+            rank=backend.rank,
+            num_ranks=backend.num_ranks,
             shuffle=False,
         )
         in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend)
 
     def save_checkpoint(step: int) -> None:
-        tensors = capture(trained, optimizer)
-        path = save(checkpoints, step, tensors=tensors, state={"identity": identity}, num_kept=plan.num_kept)
-        progress.say(f"saved       {path}")
-
-    (out / "plan.txt").write_text(plan.describe() + "\n", encoding="utf-8")
-    with (
-        Records(out / "metrics.jsonl", resumed_step=first_step) as records,
-        ProgressLine(first_step=first_step, num_steps=num_steps, steps_between=plan.progress_steps_between) as progress,
-        StopRequest() as stop,
-    ):
-        progress.say(data.summary.describe())
-        progress.say(
-            f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
+        path = save(
+            checkpoints,
+            step,
+            tensors=files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded),
+            state={"identity": identity, "replicated": replicated_names(trained)},
+            num_kept=plan.num_kept,
+            ranks=backend,
         )
+        if progress:
+            progress.say(f"saved       {path}")
+
+    records: Records | None = None
+    progress: ProgressLine | None = None
+    with ExitStack() as opened:
+        # One rank writes and speaks; what it writes is the same on all.
+        if backend.rank == 0:
+            (out / "plan.txt").write_text(plan.describe() + "\n", encoding="utf-8")
+            records = opened.enter_context(Records(out / "metrics.jsonl", resumed_step=first_step))
+            progress = opened.enter_context(
+                ProgressLine(first_step=first_step, num_steps=num_steps, steps_between=plan.progress_steps_between)
+            )
+            progress.say(data.summary.describe())
+            progress.say(
+                f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
+            )
+        stop = opened.enter_context(StopRequest(backend.gather, says=backend.rank == 0))
         outcome = run(
             first_step=first_step,
             num_steps=num_steps,
@@ -153,16 +205,43 @@ def _sft(plan: Plan) -> RunSummary:
             steps_this_session_max=plan.steps_this_session_max,
         )
 
+    def built() -> nn.Module:
+        again = load_model(base_path, attention=plan.attention, needs_chat_template=False).model
+        return add_adapter(again, plan.lora) if plan.lora else again
+
     kinds = plan.exports if outcome.stopped_by is None else ()
-    summary = summarize(
-        read_records(out / "metrics.jsonl"),
-        data.summary,
-        num_steps_planned=num_steps,
-        stopped_by=outcome.stopped_by,
-        exports={kind: str(export(trained, tokenizer, out / kind, kind=kind, base_path=base_path)) for kind in kinds},
-    )
-    summary.write(out / "summary.json")
-    return summary
+    whole = backend.whole(trained, built) if kinds else None
+    summary = None
+    if backend.rank == 0:
+        summary = summarize(
+            read_records(out / "metrics.jsonl"),
+            data.summary,
+            num_steps_planned=num_steps,
+            stopped_by=outcome.stopped_by,
+            exports={
+                kind: str(export(whole, tokenizer, out / kind, kind=kind, base_path=base_path))
+                for kind in kinds
+                if whole is not None
+            },
+        )
+        summary.write(out / "summary.json")
+    of_first = backend.gather(summary)[0]
+    assert of_first is not None
+    return of_first
+
+
+def _check_ranks_agree(backend: Backend, facts: dict[str, Any]) -> None:
+    """Compares what each rank has read; raises on all of them if one has read something else."""
+    everyone = backend.gather(facts)
+    for rank, theirs in enumerate(everyone):
+        for name, value in theirs.items():
+            if value != everyone[0][name]:
+                raise ConfigError(
+                    f"rank {rank} ({name})",
+                    got=str(value),
+                    expected=f"{everyone[0][name]}, as on rank 0",
+                    hint="give every machine the same files, and an --out that all of them share",
+                )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from training.config import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     RunConfig,
     ScheduleConfig,
     SftConfig,
@@ -20,7 +21,7 @@ from training.config import (
 from training.errors import PlanRefused
 from training.plan import Machine, Plan, Refusal, plan
 
-MACHINE = Machine(num_threads=4, accelerators=("cuda",))
+MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16)
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
@@ -31,6 +32,8 @@ BASES = {
         data=DataConfig("d", validation_fraction=0.1),
         run=RunConfig("o", num_steps=50),
     ),
+    "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
+    "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
 
@@ -113,6 +116,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "run.device: xpu; expected a device of this machine: cpu, cuda. hint: auto takes the best one there is",
     ),
     (
+        {"checkpoint": CheckpointConfig(resume="never", elastic=True)},
+        "checkpoint.elastic: true, with resume never; expected a run that may go on from something. hint: leave one of "
+        "the two out",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=2, backend="single")},
+        "parallel.backend: single, with 2 ranks; expected ddp or fsdp. hint: auto takes ddp for more than one rank",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=17)},
+        "parallel.ranks: 17 on this machine, which has 16 of cuda; expected one for each. hint: take fewer ranks, or "
+        "--device cpu",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=2, offload=True)},
+        "parallel.offload: true, with ddp; expected fsdp. hint: add --backend fsdp, or leave the setting out",
+    ),
+    (
+        {"parallel": ParallelConfig(keep_gathered=True)},
+        "parallel.keep_gathered: true, with single; expected fsdp. hint: add --backend fsdp, or leave the setting out",
+    ),
+    (
+        {"parallel": ParallelConfig(collective_seconds_max=9)},
+        "parallel.collective_seconds_max: 9, with a single process; expected ranks to wait for. hint: leave it out",
+    ),
+    (
         {"run": RunConfig("o", num_epochs=2, num_steps=10)},
         "run.num_epochs: 2, while run.num_steps is 10; expected one of the two. hint: leave out the one you do "
         "not mean",
@@ -192,6 +221,24 @@ def test_what_is_left_open_is_decided_by_the_rest() -> None:
     assert (planned(BASE).num_epochs, planned(BASE).num_steps) == (1, None)
     by_steps = planned(replace(BASE, run=RunConfig("o", num_steps=9)))
     assert (by_steps.num_epochs, by_steps.num_steps) == (None, 9)
+
+
+def test_ranks_are_those_that_were_asked_for_or_that_a_launcher_has_started() -> None:
+    assert (planned(BASE).backend, planned(BASE).num_ranks) == ("single", 1)
+    asked = planned(replace(BASE, parallel=ParallelConfig(ranks=2)))
+    assert (asked.backend, asked.num_ranks, asked.num_threads) == ("ddp", 2, 2), "ranks share the machine's threads"
+    one = planned(replace(BASE, parallel=ParallelConfig(backend="fsdp")))
+    assert (one.backend, one.num_ranks) == ("fsdp", 1)
+    launched = replace(MACHINE, num_ranks=8, num_ranks_here=4)
+    found = planned(BASE, launched)
+    assert (found.backend, found.num_ranks, found.num_threads) == ("ddp", 8, 1)
+    assert planned(replace(BASE, parallel=ParallelConfig(ranks=8)), launched) == found
+    answer = plan(replace(BASE, parallel=ParallelConfig(ranks=2)), launched)
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == (
+        "parallel.ranks: 2, while the launcher started 8; expected the same number. hint: leave it out: the launcher "
+        "has decided"
+    )
 
 
 def test_trajectory_leaves_out_where_and_how_often_and_keeps_what_decides_numbers() -> None:

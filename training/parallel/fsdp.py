@@ -1,0 +1,84 @@
+"""Every rank holds a part of each weight, of its gradient and of its moments (FSDP2; arXiv 2304.11277).
+
+A layer's weights are gathered when it computes and let go of afterwards. Gradients are reduced to the parts with every
+microbatch: waiting for the last one would send less, and hold the gradients of the whole model on every rank, which is
+what sharding is there to avoid. They are added, not averaged, as the divisor is the global one.
+
+bf16 is the same autocast as everywhere, over weights gathered in fp32, so that all backends round alike.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from training.config import Precision
+from training.parallel.ddp import Ddp
+from training.parallel.world import World
+
+
+class Fsdp(Ddp):
+    """Shards of one model."""
+
+    is_sharded = True
+
+    def __init__(
+        self, world: World, device: torch.device, precision: Precision, *, keep_gathered: bool, offload: bool
+    ) -> None:
+        """One rank of `world`, whose process group has been joined.
+
+        Args:
+            world: this process.
+            device: where layers compute.
+            precision: of forward and backward passes.
+            keep_gathered: keep a layer's weights from its forward to its backward pass: more memory, one message less.
+            offload: parts of weights, gradients and moments wait in CPU memory.
+        """
+        super().__init__(world, device, precision)
+        # Moved to the device a layer at a time, so that the whole model need not fit there.
+        self.loads_on = torch.device("cpu")
+        self._keep_gathered = keep_gathered
+        self._offload = offload
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The same model, its weights cut along their first dimension: each layer by itself, then what is left."""
+        super().wrap(model)
+        mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        # Pinned memory is what copies to an accelerator want, and cannot be had where there is none.
+        cpu = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
+        policy = cpu if self._offload else OffloadPolicy()
+        names = set(getattr(model, "_no_split_modules", None) or ())
+        layers = [each for each in model.modules() if type(each).__name__ in names]
+        for module in [*layers, model]:
+            fully_shard(module, mesh=mesh, reshard_after_forward=not self._keep_gathered, offload_policy=policy)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                # Otherwise a factor of 1 becomes an operation that only NCCL has.
+                module.set_force_sum_reduction_for_comms(True)
+        return model
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Adds gradients of all ranks; FSDP reduces them as it goes."""
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+
+    def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The norm over all parts on all ranks."""
+        norm = super().gradient_norm(parameters)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @torch.no_grad()
+    def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
+        """On rank 0 a second model, in CPU memory, with the trained weights gathered into it one at a time."""
+        target = build() if self.rank == 0 else None
+        places = dict(target.named_parameters()) if target else {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert isinstance(parameter, DTensor), name
+                value = parameter.full_tensor()
+                if target:
+                    places[name].copy_(value)
+        return target
