@@ -179,6 +179,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     records: Records | None = None
     progress: ProgressLine | None = None
     with ExitStack() as opened:
+        # First, so that whoever sees the run begin may stop it.
+        stop = opened.enter_context(StopRequest(backend.gather, says=backend.rank == 0))
         # One rank writes and speaks; what it writes is the same on all.
         if backend.rank == 0:
             (out / "plan.txt").write_text(plan.describe() + "\n", encoding="utf-8")
@@ -190,7 +192,6 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             progress.say(
                 f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
             )
-        stop = opened.enter_context(StopRequest(backend.gather, says=backend.rank == 0))
         outcome = run(
             first_step=first_step,
             num_steps=num_steps,
