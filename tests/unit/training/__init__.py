@@ -1,1 +1,0 @@
-"""Tests of training/, file for file."""
