@@ -67,7 +67,7 @@ def test_a_launcher_on_path_that_serves_the_series_is_used(checkout, name) -> No
 def test_a_launcher_of_another_series_is_passed_over_and_not_asked_again(checkout) -> None:
     launcher = program(checkout.parent / "bin" / "bazel", "bazel 8.4.0")
     (checkout.parent / "home/.cache/plumbline").mkdir(parents=True)
-    ready = checkout.parent / "home/.cache/plumbline/bazel-7.7"
+    ready = checkout.parent / "home/.cache/plumbline/bazel-7.7-1"
     program(ready / "usr/bin/bazel", "bazel 7.7.1")
     (ready / "READY").write_text(f"{ready}\n")
     for _ in range(3):
@@ -88,7 +88,7 @@ def test_a_refused_launcher_that_changed_is_asked_again(checkout) -> None:
 
 def test_without_any_bazel_one_is_provisioned_and_a_failure_is_passed_on(checkout) -> None:
     done = run(checkout, "info")
-    root = checkout.parent / "home/.cache/plumbline/bazel-7.7"
+    root = checkout.parent / "home/.cache/plumbline/bazel-7.7-1"
     assert done.returncode == 69
     assert done.stderr == f"provisioning --series 7.7 --root {root}\n"
     assert done.stdout == ""
@@ -103,7 +103,7 @@ def test_after_a_failed_provisioning_every_launcher_is_asked_again(checkout) -> 
 
 def test_the_cache_can_be_put_elsewhere(checkout) -> None:
     done = run(checkout, "info", PLUMBLINE_CACHE=str(checkout.parent / "elsewhere"))
-    assert done.stderr.endswith(f"--root {checkout.parent / 'elsewhere/bazel-7.7'}\n")
+    assert done.stderr.endswith(f"--root {checkout.parent / 'elsewhere/bazel-7.7-1'}\n")
 
 
 def test_arguments_arrive_as_they_were_typed(checkout) -> None:
