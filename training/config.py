@@ -126,6 +126,10 @@ class BatchConfig:
     """Tokens in one forward and backward pass on one rank. Decides memory, never results: a step's samples are packed
     into as many such microbatches as they need."""
 
+    packing: bool = True
+    """Lay several samples end to end in one microbatch. false gives each sample a microbatch of its own: the same
+    results, slower wherever samples are short."""
+
     def __post_init__(self) -> None:
         """Both are counts of something that must exist."""
         _at_least("batch.samples_per_step", self.samples_per_step, 1, "a step needs at least one sample")
@@ -219,6 +223,14 @@ class LoraConfig:
 
     dropout: float = 0.0
     """Probability with which an input of an adapter is zeroed in training."""
+
+    dora: bool = False
+    """Learn the length of each weight's columns apart from their direction (DoRA, arXiv 2402.09353): closer to training
+    all weights at low ranks, and slower."""
+
+    rank_stabilized: bool = False
+    """Scale by alpha / √rank instead of alpha / rank (rsLoRA, arXiv 2312.03732), so that high ranks learn as fast as
+    low ones."""
 
     target_modules: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter, as a list: ["q_proj", "v_proj"]. all-linear means each one except

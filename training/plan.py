@@ -71,6 +71,7 @@ class Plan:
 
     samples_per_step: int
     tokens_per_rank_max: int
+    packing: bool
 
     schedule: Schedule
     weight_decay: float
@@ -114,7 +115,8 @@ class Plan:
         """The plan as a person reads it, a line per decision."""
         lora, schedule = self.lora, self.schedule
         trained = (
-            f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {' '.join(lora.target_modules)}"
+            f"{_kind_of_adapter(lora)} rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g} "
+            f"on {' '.join(lora.target_modules)}"
             if lora
             else "all weights"
         )
@@ -139,8 +141,9 @@ class Plan:
             "data": f"{self.data_path} ({self.data_kind}), up to {self.tokens_per_sample_max} tokens a sample; "
             f"bad samples: {self.on_bad_sample}; long samples: {self.on_long_sample}",
             "validation": validation,
-            "batch": f"{self.samples_per_step} samples a step, packed into microbatches of up to "
-            f"{self.tokens_per_rank_max} tokens",
+            "batch": f"{self.samples_per_step} samples a step, "
+            + ("packed into microbatches" if self.packing else "each in a microbatch of its own,")
+            + f" of up to {self.tokens_per_rank_max} tokens",
             "ranks": self._described_ranks(),
             "optimizer": f"{adamw}, epsilon {self.epsilon:g}, weight decay {self.weight_decay:g}; gradients {clip}",
             "rate": shape,
@@ -209,6 +212,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         on_long_sample=data.on_long_sample,
         samples_per_step=batch.samples_per_step,
         tokens_per_rank_max=batch.tokens_per_rank_max,
+        packing=batch.packing,
         schedule=Schedule(
             shape=schedule.shape,
             peak=peak if peak is not None else (2e-4 if config.lora else 2e-5),
@@ -338,6 +342,10 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
     if parallel.collective_seconds_max is not None and backend == "single":
         got = f"{parallel.collective_seconds_max}, with a single process"
         yield Refusal("parallel.collective_seconds_max", got, "ranks to wait for", "leave it out")
+
+
+def _kind_of_adapter(lora: LoraConfig) -> str:
+    return ("DoRA" if lora.dora else "LoRA") + (" (rank-stabilized)" if lora.rank_stabilized else "")
 
 
 def _exports(config: SftConfig) -> tuple[ExportKind, ...]:

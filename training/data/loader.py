@@ -93,6 +93,7 @@ class Loader:
         rank: int = 0,
         num_ranks: int = 1,
         shuffle: bool = True,
+        packing: bool = True,
     ) -> None:
         """Takes examples that each fit `tokens_per_rank_max`.
 
@@ -104,6 +105,7 @@ class Loader:
             rank: this process, from 0.
             num_ranks: processes that share each batch.
             shuffle: False keeps the order of the file in every epoch, as validation wants it.
+            packing: False gives each sample a microbatch of its own.
 
         Raises:
             DataError: there are no examples, or one is longer than `tokens_per_rank_max`.
@@ -121,6 +123,7 @@ class Loader:
         self.rank = rank
         self.num_ranks = num_ranks
         self.shuffle = shuffle
+        self.packing = packing
         self._order_of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -137,7 +140,8 @@ class Loader:
         first = step_of_epoch * self.samples_per_step
         chosen = [self.examples[index] for index in self._order(epoch)[first : first + self.samples_per_step]]
         lengths = [len(example) for example in chosen]
-        packs = _evened(pack(lengths, self.tokens_per_rank_max), lengths, self.num_ranks)
+        packs = pack(lengths, self.tokens_per_rank_max) if self.packing else [[index] for index in range(len(chosen))]
+        packs = _evened(packs, lengths, self.num_ranks)
         mine = packs[self.rank :: self.num_ranks]
         shortest = min(chosen, key=len)
         return Batch(

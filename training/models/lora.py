@@ -17,18 +17,14 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
-def add_adapter(
-    model: "PreTrainedModel", config: LoraConfig, *, dora: bool = False, rank_stabilized: bool = False
-) -> "PeftModel":
+def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
     """The model with a fresh adapter, everything else frozen. It starts as the identity: B is zero.
 
     Draws A from torch's global generator, so seed that first. The given model is changed in place.
 
     Args:
         model: any causal language model.
-        config: rank, alpha, dropout and target layers; `all-linear` is every linear layer but the head.
-        dora: learn the magnitude of each weight's columns apart from the direction (arXiv 2402.09353).
-        rank_stabilized: scale by alpha / √rank instead, so that high ranks learn as fast (arXiv 2312.03732).
+        config: rank, scale, variant, dropout and target layers; `all-linear` is every linear layer but the head.
 
     Raises:
         ModelError: a target layer is not in the model.
@@ -52,8 +48,8 @@ def add_adapter(
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=config.dropout,
         target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
-        use_dora=dora,
-        use_rslora=rank_stabilized,
+        use_dora=config.dora,
+        use_rslora=config.rank_stabilized,
     )
     adapted = peft.get_peft_model(model, adapter)
     assert isinstance(adapted, peft.PeftModel)

@@ -122,6 +122,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         seed=plan.seed,
         rank=backend.rank,
         num_ranks=backend.num_ranks,
+        packing=plan.packing,
     )
     num_steps = plan.num_steps or (plan.num_epochs or 1) * batches.steps_per_epoch
     identity = {
@@ -160,6 +161,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             rank=backend.rank,
             num_ranks=backend.num_ranks,
             shuffle=False,
+            packing=plan.packing,
         )
         in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend)

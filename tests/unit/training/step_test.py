@@ -32,8 +32,10 @@ WEIGHT = 2e-6
 Seen: under 3e-7."""
 
 
-def loader(tokens_per_rank_max: int = 40, samples_per_step: int = 4) -> Loader:
-    return Loader(EXAMPLES, samples_per_step=samples_per_step, tokens_per_rank_max=tokens_per_rank_max, seed=1)
+def loader(tokens_per_rank_max: int = 40, samples_per_step: int = 4, *, packing: bool = True) -> Loader:
+    return Loader(
+        EXAMPLES, samples_per_step=samples_per_step, tokens_per_rank_max=tokens_per_rank_max, seed=1, packing=packing
+    )
 
 
 def optimizer_of(model: nn.Module, *, fused: bool = False) -> torch.optim.AdamW:
@@ -109,14 +111,19 @@ def test_three_steps_equal_a_plain_loop(architecture: Architecture) -> None:
 
 def test_how_a_batch_is_packed_changes_nothing() -> None:
     results = []
-    for tokens in (24, 40, 200):
+    for tokens, packing in ((24, True), (40, True), (200, True), (40, False)):
         model = tiny_model(seed=2)
-        record = step(loader(tokens, samples_per_step=8).batch(0), model, optimizer_of(model))
-        results.append((record.num_microbatches, record.loss, record.gradient_norm))
-    assert len({each[0] for each in results}) == 3, "three ways to pack"
-    for _, loss, norm in results[1:]:
-        assert loss == pytest.approx(results[0][1], rel=LOSS)
-        assert norm == pytest.approx(results[0][2], rel=LOSS)
+        batch = loader(tokens, samples_per_step=8, packing=packing).batch(0)
+        record = step(batch, model, optimizer_of(model), learning_rate=0.0, gradient_norm_max=None)
+        results.append((record, {name: each.grad for name, each in model.named_parameters()}))
+    assert [each.num_microbatches for each, _ in results[2:]] == [1, 8]
+    assert len({each.num_microbatches for each, _ in results}) == 4, "four ways to cut a batch"
+    (first, gradients), *rest = results
+    for record, others in rest:
+        assert record.loss == pytest.approx(first.loss, rel=LOSS)
+        assert record.gradient_norm == pytest.approx(first.gradient_norm, rel=LOSS)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=WEIGHT, msg=name)
 
 
 def test_record_says_what_was_done() -> None:

@@ -22,13 +22,13 @@ IDS_1T = torch.tensor([[3, 141, 59, 26, 5, 35, 8, 97, 93]])
 
 
 def trained(
-    directory: Path, *, lora: bool, architecture: Architecture = "llama"
+    directory: Path, *, lora: bool, architecture: Architecture = "llama", **variant: bool
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A loaded model of which every trained weight was moved, as training would."""
     model: Any
     model, tokenizer = load_model(str(save_tiny(directory, architecture)))
     if lora:
-        model = add_adapter(model, LoraConfig(rank=4, alpha=8.0))
+        model = add_adapter(model, LoraConfig(rank=4, alpha=8.0, **variant))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,8 +54,11 @@ def test_model_reloads_to_the_same_logits(tmp_path: Path, architecture: Architec
         assert torch.equal(one, two), name
 
 
-def test_adapter_and_merged_reload_to_the_same_logits_and_leave_the_model_alone(tmp_path: Path) -> None:
-    model, tokenizer = trained(tmp_path / "base", lora=True)
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])
+def test_adapter_and_merged_reload_to_the_same_logits_and_leave_the_model_alone(
+    tmp_path: Path, variant: dict[str, bool]
+) -> None:
+    model, tokenizer = trained(tmp_path / "base", lora=True, **variant)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     base_path = str(tmp_path / "base")
@@ -70,7 +73,8 @@ def test_adapter_and_merged_reload_to_the_same_logits_and_leave_the_model_alone(
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(logits(load_adapter(base, adapter)), expected, rtol=0, atol=1e-5)
     weights = load_file(adapter / "adapter_model.safetensors")
-    assert len(weights) == 2 * 7 * 2, "two matrices for each of seven linear layers in two blocks"
+    per_layer = 3 if "dora" in variant else 2
+    assert len(weights) == per_layer * 7 * 2, "two matrices, and DoRA's lengths, for seven linear layers in two blocks"
     assert all(value.abs().sum() > 0 for value in weights.values())
     assert not any("lora" in name for name in load_file(merged / "model.safetensors"))
 

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,10 +36,8 @@ def samples_in(microbatches: Iterable[Microbatch]) -> Counter[int]:
     return seen
 
 
-def loader(examples: list[Example], *, samples_per_step: int = 4, rank: int = 0, num_ranks: int = 1) -> Loader:
-    return Loader(
-        examples, samples_per_step=samples_per_step, tokens_per_rank_max=20, seed=7, rank=rank, num_ranks=num_ranks
-    )
+def loader(examples: list[Example], *, samples_per_step: int = 4, **changed: Any) -> Loader:
+    return Loader(examples, samples_per_step=samples_per_step, tokens_per_rank_max=20, seed=7, **changed)
 
 
 LENGTHS = st.lists(st.integers(2, 20), min_size=1, max_size=30)
@@ -172,6 +171,15 @@ def test_ranks_without_documents_get_a_filler_that_teaches_nothing() -> None:
 def test_a_pack_is_split_rather_than_a_rank_left_idle() -> None:
     batches = [loader(numbered([5, 5, 5, 5]), rank=rank, num_ranks=2).batch(0) for rank in range(2)]
     assert [[m.num_tokens for m in batch.microbatches] for batch in batches] == [[10], [10]]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_without_packing_each_sample_is_alone_and_ranks_stay_in_step(num_ranks: int) -> None:
+    loads = [loader(numbered([3, 4, 5]), rank=rank, num_ranks=num_ranks, packing=False) for rank in range(num_ranks)]
+    batches = [each.batch(0) for each in loads]
+    mine = [[m.num_tokens for m in batch.microbatches if m.weights_T.any()] for batch in batches]
+    assert mine == ([[5, 4, 3]] if num_ranks == 1 else [[5, 3], [4]])
+    assert {len(batch.microbatches) for batch in batches} == {3 if num_ranks == 1 else 2}
 
 
 def test_an_empty_list_and_a_long_example_are_refused_before_the_first_step() -> None:

@@ -1,5 +1,6 @@
 """An adapter starts as nothing, learns alone, merges to what it computes, and survives the disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def trainable(model: nn.Module) -> list[str]:
 def test_a_fresh_adapter_changes_nothing(dora: bool) -> None:
     before = out(tiny_model())
     torch.testing.assert_close(
-        out(add_adapter(tiny_model(), CONFIG, dora=dora)), before, atol=LOGPROB_FP32 if dora else 0, rtol=0
+        out(add_adapter(tiny_model(), replace(CONFIG, dora=dora))), before, atol=LOGPROB_FP32 if dora else 0, rtol=0
     )
 
 
@@ -82,7 +83,7 @@ def test_a_layer_that_is_not_there_is_refused(targets: tuple[str, ...], got: str
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
 @pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])
 def test_merged_equals_the_adapters_forward(architecture: Architecture, variant: dict[str, bool]) -> None:
-    model = trained_a_little(add_adapter(tiny_model(architecture), CONFIG, **variant))
+    model = trained_a_little(add_adapter(tiny_model(architecture), replace(CONFIG, **variant)))
     adapted = out(model)
     assert (adapted - out(tiny_model(architecture))).abs().max() > 0.05, "the adapter must matter for this to prove it"
     whole = merged(model)
@@ -102,7 +103,7 @@ def test_merging_leaves_the_trained_model_as_it_was() -> None:
 def test_the_scale_is_alpha_over_rank_or_over_its_root(rank_stabilized: bool, scale: float) -> None:
     """By hand on one layer: W x + scale · B A x."""
     base = tiny_model().model.layers[0].mlp.up_proj.weight.detach().clone()
-    model = trained_a_little(add_adapter(tiny_model(), CONFIG, rank_stabilized=rank_stabilized))
+    model = trained_a_little(add_adapter(tiny_model(), replace(CONFIG, rank_stabilized=rank_stabilized)))
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
     a, b = (layer.get_parameter(f"lora_{name}.default.weight") for name in ("A", "B"))
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
@@ -128,7 +129,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 @pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])
 def test_a_saved_adapter_loads_onto_its_base(variant: dict[str, bool], tmp_path: Path) -> None:
-    model = trained_a_little(add_adapter(tiny_model(), CONFIG, **variant))
+    model = trained_a_little(add_adapter(tiny_model(), replace(CONFIG, **variant)))
     save_adapter(model, tmp_path)
     assert torch.equal(out(load_adapter(tiny_model(), tmp_path)), out(model))
 
