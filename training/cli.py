@@ -31,6 +31,13 @@ from training.plan import Plan, Refusal, plan
 EXIT_KILLED_BY_CTRL_C = 130
 """What a shell expects of a program that Ctrl-C ended; nothing was saved beyond the last checkpoint."""
 
+ENVIRONMENT = {
+    # Threads that wait for each other let go of the core. They spin unless told otherwise before torch is imported, and
+    # where something else runs too they then starve each other: many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""What a process that trains and its libraries see, unless the person has set it otherwise."""
+
 COMMANDS = {
     "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
     "plan": "Print what the settings of sft resolve to on this machine, or why they are refused; train nothing.",
@@ -61,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; those of this process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # `bazel run` starts programs elsewhere; paths are meant from where the command was typed.
     if typed_in := os.environ.get("BUILD_WORKING_DIRECTORY"):
         os.chdir(typed_in)

@@ -255,7 +255,8 @@ class CheckpointConfig:
     """When resumable state is written, how much of it is kept, and what is left at the end."""
 
     steps_between: int | None = None
-    """Steps from one checkpoint to the next. Default: none on the way, one at the end and one at Ctrl-C or SIGTERM."""
+    """Steps from one checkpoint to the next. Default: none on the way, one at the end and one at Ctrl-C, SIGTERM or
+    SIGUSR1."""
 
     num_kept: int = 2
     """Newest checkpoints kept. At least 2, so that a crash while one is written or found damaged leaves another."""

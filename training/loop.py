@@ -3,8 +3,8 @@
 It knows nothing of losses, models or tensors. What it calls is handed to it, so that one loop serves every recipe and
 its rules can be tested without training anything.
 
-Ctrl-C and SIGTERM let the step in progress finish, then save, then stop. A second Ctrl-C stops at once and loses what
-came after the last checkpoint.
+Ctrl-C, SIGTERM and SIGUSR1, by which a queue says that it will soon take the machine away, let the step in progress
+finish, then save, then stop. A second Ctrl-C stops at once and loses what came after the last checkpoint.
 """
 
 import os
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Outcome:
     step: int
     """Steps taken, over all processes of the run."""
     stopped_by: str | None
-    """SIGINT, SIGTERM or steps_this_session_max; None if the last step was taken."""
+    """SIGINT, SIGTERM, SIGUSR1 or steps_this_session_max; None if the last step was taken."""
 
 
 class StopRequest:

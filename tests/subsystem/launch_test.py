@@ -206,8 +206,8 @@ def start_and_signal(place: Path, number: signal.Signals) -> int:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
-    ids=["SIGTERM", "SIGINT", PARENT_IS_KILLED],
+    [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["SIGTERM", "SIGUSR1", "SIGINT", PARENT_IS_KILLED],
 )
 def test_a_signal_to_the_parent_reaches_ranks_that_are_busy_elsewhere(
     place: Path, number: signal.Signals, code: int

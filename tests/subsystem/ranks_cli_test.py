@@ -36,7 +36,7 @@ def test_bad_sample_is_said_once_with_its_exit_code(place: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signal_is_agreed_upon_saved_and_gone_on_from(place: Path, number: signal.Signals) -> None:
     words = [*WORDS, "--ranks", "2", "--num-steps", "4000", "--samples-per-step", "2", "--export", "none"]
     process = subprocess.Popen(

@@ -76,7 +76,7 @@ def test_lora_end_to_end_leaves_an_adapter_and_a_merged_model_that_agree(place: 
     torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_the_printed_command_goes_on_from_there(place: Path, number: signal.Signals) -> None:
     words = [*WORDS, "--num-steps", "4000", "--samples-per-step", "2", "--export", "none", "--shape", "constant"]
     process = subprocess.Popen(

@@ -34,7 +34,7 @@ from training.parallel.world import World
 
 T = TypeVar("T")
 
-SIGNALS_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
+SIGNALS_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 WORDS_OF_A_LOST_PEER = (
     "onnection closed by peer",
@@ -226,7 +226,8 @@ def _rank(work: Callable[[World], Any], world: World, pipe: Connection) -> None:
     # Out of the terminal's process group: a Ctrl-C typed there reaches the parent alone, which passes it on once.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_PASSED_ON)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:

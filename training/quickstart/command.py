@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from training import cli
 from training.errors import EXIT_INTERRUPTED, ConfigError, PlumblineError
 from training.quickstart.folder import State, find_place
 from training.quickstart.task import Task
@@ -16,16 +17,13 @@ from training.quickstart.task import Task
 EXIT_KILLED_BY_CTRL_C = 130
 NAME = "plumbline-quickstart"
 
-ENVIRONMENT = {
+ENVIRONMENT = cli.ENVIRONMENT | {
     # Nothing is fetched: whatever is asked of a hub would only be a wait for an answer that is not needed.
     "HF_HUB_OFFLINE": "1",
     # The bars of libraries would come between our own lines.
     "TQDM_DISABLE": "1",
     # A library imports deepspeed unasked, which would report that it found no GPU.
     "DS_ACCELERATOR": "cpu",
-    # Threads that wait for each other let go of the core. Where something else runs too, on two cores, spinning threads
-    # starve each other: several times slower.
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 """What this process and its libraries see, unless the person has set it otherwise."""
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -222,6 +223,27 @@ def test_command_to_go_on_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyP
     assert typed("--resume", "never", "--resume", "must").checkpoint.resume == "must", "the last one counts"
     monkeypatch.setenv("BUILD_WORKING_DIRECTORY", "x")
     assert resume_command(words).startswith("./bazelw run //training -- sft ")
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_waiting_threads_let_go_of_the_core_unless_someone_has_said_otherwise(
+    given: dict[str, str], found: str
+) -> None:
+    """Asked in a process of its own when torch is first imported, which is when it counts."""
+    code = """if True:
+        import os, sys
+        class Asked:
+            def find_spec(self, name, *rest):
+                if name == "torch":
+                    sys.exit(os.environ["OMP_WAIT_POLICY"])
+        sys.meta_path.insert(0, Asked())
+        from training.cli import main
+        main(sys.argv[1:])
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    words = [sys.executable, "-c", code, *LEAST]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert ran.stderr == f"{found}\n"
 
 
 def test_words_are_those_of_the_process_by_default(

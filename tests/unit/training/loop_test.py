@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.loop import Outcome, StopRequest, run
+from training.loop import STOP_SIGNALS, Outcome, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
 
@@ -117,7 +117,7 @@ def test_session_limit_saves_and_stops_unless_the_run_is_over_anyway(tmp_path: P
     assert calls.run(2, session=2) == Outcome(2, None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_lets_the_step_finish_then_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
     def signalled(step: int) -> None:
         if step == 1:
@@ -152,6 +152,6 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers_are_put_back() -> Iterator[None]:
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
     yield
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
