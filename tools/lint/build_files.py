@@ -22,7 +22,7 @@ BEHIND_THE_DOOR = ("tools/bazel/", "tools/pypi/", "tools/pools/")
 SORTED = ("data", "deps", "includes", "packages", "srcs", "tags", "tests", "visibility")
 
 #: Arguments that do not stand in alphabetical order: these first, deps last.
-PLACE = {"name": -5, "size": -4, "timeout": -3, "testonly": -2, "src": -1, "srcs": -1, "deps": 1}
+PLACE = {"name": -6, "size": -5, "timeout": -4, "testonly": -3, "src": -2, "srcs": -2, "outs": -1, "deps": 1}
 
 LOOPS = (ast.For, ast.While, ast.If, ast.FunctionDef, ast.comprehension, ast.Lambda)
 

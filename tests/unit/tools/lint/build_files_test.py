@@ -39,6 +39,13 @@ py_library(
     ],
 )
 
+genrule(
+    name = "table",
+    outs = ["table.json"],
+    cmd = "$(execpath :data) > $@",
+    tools = [":data"],
+)
+
 py_test(
     name = "data_test",
     size = "small",

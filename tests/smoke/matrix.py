@@ -1,0 +1,260 @@
+"""The smoke matrix: recipe × variant × framework × cards × sets of features, each cell allowed or refused.
+
+Four tables say all there is, and a new variant, framework, feature or recipe is one row in one of them. Nothing here
+knows what combines with what: `plan()` is asked for each cell, on the machine that the cell stands for, and a refused
+cell stays in the table with the plan's own reason.
+
+A row is a set of settings, spelt as on the command line, so that one row gives both the config that is planned here and
+the words that the cell's run is started with. Two features that give one setting different values cannot be said
+together, so no cell has both; a feature that adds nothing to another (`lora` beside `dora`) makes no second cell.
+
+Sets of features are every one of up to FEATURES_TOGETHER_MAX; larger ones are cells where `covering.py` chose them.
+
+Standard library only: the matrix is looked at far more often than a model is trained.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, get_args, get_type_hints
+
+from training.config import SftConfig
+from training.plan import Machine, Plan, Refusal, plan
+
+FEATURES_TOGETHER_MAX = 3
+"""Sets of features double with each row, and 20 rows would make a million: no night is as long. Three on one framework
+and one number of cards are already five choices that meet."""
+
+Settings = Mapping[str, Any]
+"""Full names of settings and their values: {"parallel.offload": True}."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hardware of one kind."""
+
+    accelerator: str
+    """Its word in tools/bazel/accelerators.bzl."""
+    device: str
+    """What torch, and so `run.device`, calls it."""
+    cards: tuple[int, ...]
+    """Numbers of ranks that cells have, one for each card; on the CPU, processes."""
+    machine: Machine
+    """The machine that its cells stand for."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something a person may switch on."""
+
+    settings: Settings
+    decides_numbers: bool = False
+    """True if another loss curve is expected: cells that differ in other features alone must agree numerically."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All there is to combine."""
+
+    variants: Mapping[str, Variant]
+    frameworks: Mapping[str, Settings]
+    features: Mapping[str, Feature]
+    recipes: Mapping[str, Settings]
+
+
+TABLES = Tables(
+    variants={
+        "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(num_threads=2)),
+        "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4)),
+        "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4)),
+        "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4)),
+    },
+    frameworks={
+        "single": {"parallel.backend": "single"},
+        "ddp": {"parallel.backend": "ddp"},
+        "fsdp": {"parallel.backend": "fsdp"},
+    },
+    features={
+        "lora": Feature({"lora.rank": 4}, decides_numbers=True),
+        "dora": Feature({"lora.rank": 4, "lora.dora": True}, decides_numbers=True),
+        "rslora": Feature({"lora.rank": 4, "lora.rank_stabilized": True}, decides_numbers=True),
+        "bf16": Feature({"model.precision": "bf16"}, decides_numbers=True),
+        "unpacked": Feature({"batch.packing": False}),
+        "cpu_offload": Feature({"parallel.offload": True}),
+        "keep_gathered": Feature({"parallel.keep_gathered": True}),
+        "activation_checkpointing": Feature({"model.activation_checkpointing": True}),
+    },
+    recipes={
+        # Three times five steps with a checkpoint after each five, on 8 samples a step: two for each of four ranks, and
+        # more tokens than fit one microbatch of a single one.
+        "sft": {
+            "model.path": "base",
+            "data.path": "chat.jsonl",
+            "data.validation_fraction": 0.1,
+            "batch.samples_per_step": 8,
+            "batch.tokens_per_rank_max": 192,
+            "optimizer.learning_rate_peak": 0.01,
+            "checkpoint.steps_between": 5,
+            "run.num_steps": 15,
+            "run.num_threads": 1,
+            "run.out": "out",
+        },
+    },
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the matrix."""
+
+    recipe: str
+    variant: str
+    framework: str
+    cards: int
+    features: tuple[str, ...] = ()
+    """In the order of the table."""
+    tables: Tables = field(default=TABLES, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called among the cells of its variant: sft_lora_fsdp_x2."""
+        return "_".join([self.recipe, *self.features, self.framework, f"x{self.cards}"])
+
+    @property
+    def accelerator(self) -> str:
+        """Its variant's word in tools/bazel/accelerators.bzl."""
+        return self.tables.variants[self.variant].accelerator
+
+    @property
+    def target(self) -> str:
+        """The label of its Bazel target."""
+        return f"//tests/smoke:smoke.{self.name}" + ("" if self.accelerator == "cpu" else f".{self.accelerator}")
+
+    @property
+    def curve(self) -> str:
+        """The name of the loss curve that it must follow, shared by all cells that must agree numerically."""
+        return "_".join([self.recipe, *(each for each in self.features if self.tables.features[each].decides_numbers)])
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that it stands for."""
+        return self.tables.variants[self.variant].machine
+
+    @property
+    def settings(self) -> Settings:
+        """Every setting that it gives; features last."""
+        given = dict(self.tables.recipes[self.recipe])
+        given["run.device"] = self.tables.variants[self.variant].device
+        given |= {**self.tables.frameworks[self.framework], "parallel.ranks": self.cards}
+        for each in self.features:
+            given |= self.tables.features[each].settings
+        return given
+
+    @property
+    def config(self) -> SftConfig:
+        """Its settings as the config that they come to."""
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in self.settings.items():
+            section, _, setting = name.partition(".")
+            sections.setdefault(section, {})[setting] = value
+        types = get_type_hints(SftConfig)
+        made = {name: _section(types[name])(**values) for name, values in sections.items()}
+        return SftConfig(**made)
+
+    @property
+    def words(self) -> list[str]:
+        """Its settings as words of the command line."""
+        optional = {name for name, hint in get_type_hints(SftConfig).items() if type(None) in get_args(hint)}
+        switched_on = sorted({name.partition(".")[0] for name in self.settings} & optional)
+        said = [f"--{name}={{}}" for name in switched_on]
+        return said + [f"--{name}={_word(value)}" for name, value in self.settings.items()]
+
+    def answer(self) -> Plan | Refusal:
+        """What the plan says to it."""
+        return plan(self.config, self.machine)
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass of a section, also of one that may be None."""
+    return next(each for each in (hint, *get_args(hint)) if each is not type(None) and isinstance(each, type))
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cells(tables: Tables = TABLES) -> Iterator[Cell]:
+    """Every cell with up to FEATURES_TOGETHER_MAX features, by recipe, variant, framework, cards and their number."""
+    subsets = list(_subsets(tables.features))
+    for recipe, (variant, row) in itertools.product(tables.recipes, tables.variants.items()):
+        for framework, cards, features in itertools.product(tables.frameworks, row.cards, subsets):
+            yield Cell(recipe, variant, framework, cards, features, tables)
+
+
+def _subsets(features: Mapping[str, Feature]) -> Iterator[tuple[str, ...]]:
+    for size in range(min(FEATURES_TOGETHER_MAX, len(features)) + 1):
+        yield from (each for each in itertools.combinations(features, size) if can_be_said(each, features))
+
+
+def can_be_said(chosen: Collection[str], features: Mapping[str, Feature]) -> bool:
+    """False if two of them give a setting different values, or one gives none that the others do not."""
+    pairs = [set(_items(features[each].settings)) for each in chosen]
+    times = Counter(pair for each in pairs for pair in each)
+    if len({name for name, _ in times}) < len(times):
+        return False
+    return all(any(times[pair] == 1 for pair in each) for each in pairs)
+
+
+def _items(settings: Settings) -> Iterator[tuple[str, str]]:
+    return ((name, _word(value)) for name, value in settings.items())
+
+
+def cell_named(variant: str, name: str, tables: Tables = TABLES) -> Cell:
+    """The cell of a variant that has this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for recipe, framework in itertools.product(tables.recipes, tables.frameworks):
+        for cards in tables.variants[variant].cards:
+            start, end = f"{recipe}_", f"{framework}_x{cards}"
+            if not (name.startswith(start) and name.endswith(end)):
+                continue
+            rest, features = name.removeprefix(start).removesuffix(end), []
+            for feature in tables.features:
+                if rest.startswith(f"{feature}_"):
+                    rest = rest.removeprefix(f"{feature}_")
+                    features.append(feature)
+            if not rest:
+                return Cell(recipe, variant, framework, cards, tuple(features), tables)
+    raise KeyError(f"there is no cell {name} of {variant}")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every cell with what the plan says to it."""
+
+    tables: Tables = TABLES
+
+    @cached_property
+    def refused(self) -> dict[Cell, Refusal]:
+        """The cells that the plan refuses, with its reason."""
+        return {cell: answer for cell, answer in self._answers.items() if answer is not None}
+
+    @cached_property
+    def allowed(self) -> list[Cell]:
+        """The cells that must be proven wherever their variant's hardware is."""
+        return [cell for cell, answer in self._answers.items() if answer is None]
+
+    @cached_property
+    def _answers(self) -> dict[Cell, Refusal | None]:
+        asked = ((cell, cell.answer()) for cell in cells(self.tables))
+        return {cell: answer if isinstance(answer, Refusal) else None for cell, answer in asked}
+
+
+def with_row(tables: Tables, table: str, name: str, row: Any) -> Tables:
+    """The tables with one row more."""
+    return replace(tables, **{table: {**getattr(tables, table), name: row}})

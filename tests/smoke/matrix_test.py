@@ -1,0 +1,220 @@
+"""The matrix: nothing is missing from it, one row adds to it, and what is checked in is what it says."""
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from tests.smoke.covering import alone, blocking, depths, pairs
+from tests.smoke.generate import BZL, REFRESH, as_json, bzl
+from tests.smoke.matrix import TABLES, Cell, Feature, Matrix, Variant, cell_named, cells, with_row
+from training.config import BackendKind, SftConfig
+from training.plan import Machine, Plan
+
+MATRIX = Matrix()
+DEPTHS = depths(MATRIX)
+
+NO_FEATURES = {
+    "batch": {"samples_per_step": "every cell", "tokens_per_rank_max": "every cell"},
+    "lora": {
+        "alpha": "tests/unit/training/models:lora_test",
+        "dropout": "tests/subsystem:resume_test",
+        "target_modules": "tests/unit/training/models:lora_test",
+    },
+    "model": {"attention": "tests/unit/training/models:attention_test", "path": "every cell"},
+    "parallel": {"backend": "frameworks", "collective_seconds_max": "tests/subsystem:launch_test", "ranks": "cards"},
+}
+"""Settings of these sections that are no features, with where they are proven instead."""
+
+
+def starlark(path: str) -> dict[str, Any]:
+    """The global names of a .bzl file that holds tables."""
+    scope: dict[str, Any] = {"struct": types.SimpleNamespace}
+    exec(compile(Path(path).read_text(), path, "exec"), scope)
+    return scope
+
+
+def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() -> None:
+    known = starlark("tools/bazel/accelerators.bzl")["ACCELERATORS"]
+    assert {row.accelerator: row.device for row in TABLES.variants.values()} == {
+        word: row.device for word, row in known.items()
+    }
+
+
+def test_every_backend_of_the_config_is_a_framework() -> None:
+    assert set(TABLES.frameworks) == set(get_args(BackendKind)) - {"auto"}
+    for name, settings in TABLES.frameworks.items():
+        assert settings == {"parallel.backend": name}
+
+
+def test_every_setting_that_may_be_a_feature_is_one_or_is_proven_elsewhere() -> None:
+    given = {name for feature in TABLES.features.values() for name in feature.settings}
+    types = get_type_hints(SftConfig)
+    for section, proven_elsewhere in NO_FEATURES.items():
+        (config,) = [each for each in (types[section], *get_args(types[section])) if is_dataclass(each)]
+        features = {name.partition(".")[2] for name in given if name.startswith(f"{section}.")}
+        assert sorted([*features, *proven_elsewhere]) == sorted(field.name for field in fields(config)), section
+    optional = {name for name, hint in types.items() if type(None) in get_args(hint)}
+    assert optional <= NO_FEATURES.keys()
+
+
+@pytest.mark.parametrize("feature", TABLES.features)
+def test_every_feature_has_a_live_cell_that_blocks_changes(feature: str) -> None:
+    live = [cell for cell, depth in DEPTHS.items() if feature in cell.features and depth == "blocking"]
+    assert live, f"{feature} is refused everywhere: remove its row, or have the plan allow it"
+
+
+def test_every_feature_changes_the_plan() -> None:
+    for name in TABLES.features:
+        cell = next(cell for cell in MATRIX.allowed if cell.features == (name,))
+        plain = Cell(cell.recipe, cell.variant, cell.framework, cell.cards).answer()
+        assert isinstance(plain, Plan)
+        assert cell.answer() != plain, name
+
+
+def test_names_tell_cells_apart_and_lead_back_to_them() -> None:
+    for variant in TABLES.variants:
+        of_variant = [cell for cell in cells() if cell.variant == variant]
+        assert len({cell.name for cell in of_variant}) == len(of_variant) > 20
+        assert [cell_named(variant, cell.name) for cell in of_variant] == of_variant
+    assert len({cell.target for cell in cells()}) == len(list(cells()))
+    for unknown in ("sft_fsdp_x3", "sft_lora_lora_ddp_x2", "dpo_fsdp_x2", "sft_magic_ddp_x2"):
+        with pytest.raises(KeyError, match=f"there is no cell {unknown} of cpu"):
+            cell_named("cpu", unknown)
+
+
+def test_cells_that_must_agree_share_a_curve() -> None:
+    assert Cell("sft", "cpu", "fsdp", 4, ("cpu_offload", "activation_checkpointing")).curve == "sft"
+    assert Cell("sft", "nvidia", "single", 1, ("lora", "activation_checkpointing")).curve == "sft_lora"
+
+
+ROWS: dict[str, tuple[str, Any]] = {
+    "variants": ("tpu", Variant("tpu", "cuda", (1, 8), Machine(4, ("cuda",), 8))),
+    "frameworks": ("other", {"parallel.backend": "ddp"}),
+    "features": ("clip", Feature({"optimizer.gradient_norm_max": 0.5}, decides_numbers=True)),
+    "recipes": ("again", TABLES.recipes["sft"]),
+}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_one_row_in_one_table_makes_cells(table: str) -> None:
+    name, row = ROWS[table]
+    more = Matrix(with_row(TABLES, table, name, row))
+    new = {cell for cell in more.allowed if name in (cell.variant, cell.framework, cell.recipe, *cell.features)}
+    assert new
+    assert len(more.allowed) == len(MATRIX.allowed) + len(new)
+    assert new.intersection(blocking(more))
+
+
+def test_features_that_exclude_each_other_meet_in_no_cell() -> None:
+    tables = with_row(TABLES, "features", "wide", Feature({"lora.rank": 8}))
+    tables = with_row(tables, "features", "scaled", Feature({"lora.rank": 8, "lora.alpha": 4.0}))
+    together = {cell.features for cell in cells(tables)}
+    assert ("wide",) in together
+    assert ("activation_checkpointing", "scaled") in together
+    assert not [each for each in together if {"lora", "wide"} <= {*each}], "two ranks of an adapter"
+    assert not [each for each in together if {"wide", "scaled"} <= {*each}], "the second says all of the first"
+
+
+MORE = {
+    "parallel.collective_seconds_max": 60,
+    "optimizer.beta1": 0.5,
+    "optimizer.beta2": 0.5,
+    "optimizer.epsilon": 0.1,
+    "optimizer.fused": False,
+    "schedule.shape": "constant",
+}
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A matrix and what of it blocks changes."""
+
+    matrix: Matrix
+    chosen: list[Cell]
+
+    def by_variant(self) -> Iterator[tuple[list[Cell], list[Cell]]]:
+        for variant in self.matrix.tables.variants:
+            of_variant = [
+                [cell for cell in each if cell.variant == variant] for each in (self.matrix.allowed, self.chosen)
+            ]
+            yield of_variant[0], of_variant[1]
+
+
+@pytest.fixture(scope="module", params=["checked in", "with more features"])
+def covered(request: pytest.FixtureRequest) -> Covered:
+    """The matrix, and one in which no array could be chosen from a list of all that is allowed."""
+    tables = TABLES
+    if request.param != "checked in":
+        for number, (name, value) in enumerate(MORE.items()):
+            tables = with_row(tables, "features", f"feature{number}", Feature({name: value}))
+    matrix = Matrix(tables)
+    return Covered(matrix, blocking(matrix))
+
+
+def test_blocking_cells_cover_every_pair_that_is_allowed(covered: Covered) -> None:
+    for allowed, chosen in covered.by_variant():
+        assert {pair for cell in chosen for pair in pairs(cell)} == {pair for cell in allowed for pair in pairs(cell)}
+
+
+def test_blocking_cells_have_every_single_feature_alone_on_every_framework(covered: Covered) -> None:
+    for allowed, chosen in covered.by_variant():
+        alone_in = [
+            {(cell.recipe, cell.framework, cell.features) for cell in each if len(cell.features) <= 1}
+            for each in (allowed, chosen)
+        ]
+        assert alone_in[0] == alone_in[1]
+
+
+def test_blocking_cells_are_allowed(covered: Covered) -> None:
+    for cell in covered.chosen:
+        assert isinstance(cell.answer(), Plan), cell.name
+
+
+def test_blocking_cells_are_few(covered: Covered) -> None:
+    for allowed, chosen in covered.by_variant():
+        assert len(chosen) == len(set(chosen)) <= len(list(alone(allowed))) + 12
+
+
+def test_checked_in_cells_are_those_of_the_matrix() -> None:
+    assert Path(BZL).read_text() == bzl(DEPTHS), f"{BZL} is stale; refresh it: {REFRESH}"
+
+
+def test_checked_in_cells_are_read_back_by_accelerator_and_depth() -> None:
+    read = {
+        (accelerator, depth, name)
+        for accelerators, depth, names in starlark(BZL)["CELLS"]
+        for accelerator in accelerators
+        for name in names.split()
+    }
+    assert read == {(cell.accelerator, depth, cell.name) for cell, depth in DEPTHS.items()}
+
+
+def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:
+    rows = as_json(MATRIX)["cells"]
+    everything = {*cells(), *DEPTHS}
+    assert len(rows) == len(everything)
+    assert {(row["variant"], row["name"]) for row in rows} == {(cell.variant, cell.name) for cell in everything}
+    for row in rows:
+        assert (row["refusal"] is None) == (row["target"] is not None) == (row["depth"] in ("blocking", "full"))
+    by_name = {(row["variant"], row["name"]): row for row in rows}
+    assert by_name["cpu", "sft_lora_fsdp_x2"] == {
+        "name": "sft_lora_fsdp_x2",
+        "recipe": "sft",
+        "variant": "cpu",
+        "framework": "fsdp",
+        "cards": 2,
+        "features": ["lora"],
+        "depth": "blocking",
+        "target": "//tests/smoke:smoke.sft_lora_fsdp_x2",
+        "refusal": None,
+    }
+    assert by_name["nvidia", "sft_cpu_offload_ddp_x4"]["refusal"] == {
+        "field": "parallel.offload",
+        "got": "true, with ddp",
+        "expected": "fsdp",
+        "hint": "add --backend fsdp, or leave the setting out",
+    }
