@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.tools.ci.runs import PASS, SKIP, Run, fail
-from tools.ci.count import main, read_events, report, verdicts_of
+from tools.ci.count import main, report
+from tools.ci.last_run import read_run
 
 
 def counted(path: Path, *expected: str) -> list[str]:
     """The lines of a report on an event file."""
-    return report(verdicts_of(read_events(path)), expected)[0].splitlines()
+    return report(read_run(path, expected).results)[0].splitlines()
 
 
 def test_cases_are_counted_and_not_targets(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.tools.ci.runs import PASS, Run, fail
-from tools.ci import count
+from tools.ci import cells, count, events, last_run
 
 SCRIPT = Path(__file__).parents[4] / ".ci/run"
 
@@ -21,7 +21,8 @@ class Checkout:
         for folder in (".ci", "tools/ci", "bin"):
             (root / folder).mkdir(parents=True)
         shutil.copy(SCRIPT, root / ".ci/run")
-        shutil.copy(count.__file__, root / "tools/ci/count.py")
+        for module in (cells, count, events, last_run):
+            shutil.copy(str(module.__file__), root / "tools/ci")
         self.python(f'exec "{sys.executable}" "$@"')
         self.bazelw("exit 37")
 
@@ -102,7 +103,7 @@ def test_the_events_of_an_earlier_run_answer_for_nothing(checkout: Checkout, tmp
 
 def test_without_a_python_on_path_bazel_runs_the_counter(checkout: Checkout, tmp_path: Path) -> None:
     checkout.python("exit 127")
-    counter = f'[ "$1" = run ] && shift 4 && exec "{sys.executable}" tools/ci/count.py "$@"'
+    counter = f'[ "$1" = run ] && shift 4 && exec "{sys.executable}" -m tools.ci.count "$@"'
     checkout.bazelw(f"{counter}\n{prepared(tmp_path / 'made')}")
     code, lines = checkout.run()
     assert (code, lines[-1]) == (0, "3 passed, 0 failed")

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.tools.ci import smoke_files
+from tools.ci.cells import BadFile, parse_verdict, read_matrix, verdicts_in
+
+LORA = smoke_files.cell("cpu", "fsdp", 2, ("lora",))
+
+
+def changed(**changes: Any) -> str:
+    return smoke_files.verdict(LORA, **changes)
+
+
+def without(name: str) -> str:
+    record = json.loads(smoke_files.verdict(LORA))
+    del record[name]
+    return json.dumps(record)
+
+
+def test_a_verdict_says_what_its_file_says() -> None:
+    verdict = parse_verdict(smoke_files.verdict(LORA), "verdict.json")
+    assert (verdict.cell.name, verdict.cell.features, verdict.cell.cards) == ("sft.cpu.fsdp.x2.lora", ("lora",), 2)
+    assert [claim.name for claim in verdict.claims][:2] == ["loss_falls", "resume_is_exact"]
+    assert verdict.seconds == pytest.approx(17.0)
+    assert verdict.curve == verdict.golden
+    assert verdict.problem == ""
+
+
+def test_a_loss_that_is_no_number_is_still_read() -> None:
+    raw = changed(curve=[{"step": 1, "loss": float("nan"), "gradient_norm": float("inf")}], golden=None)
+    assert parse_verdict(raw, "verdict.json").golden == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("{", "v: is no JSON"),
+        ("[]", "v: is a list; expected an object"),
+        (changed(schema=2), "v: schema is 2; expected 1. hint: run its target again"),
+        (changed(claims={}), "v: claims is {}; expected list"),
+        (changed(claims=["ok"]), "v: claims[0] is 'ok'; expected an object"),
+        (changed(claims=[{"name": "golden", "says": "", "holds": 1}]), "v: claims[0]: holds is 1; expected bool"),
+        (changed(seed=True), "v: seed is True; expected int"),
+        (changed(phases=[{"name": "steps"}]), "v: phases[0]: seconds is missing; expected int or float"),
+        (changed(cell={"name": "a"}), "v: cell: recipe is missing; expected str"),
+        *((without(name), f"v: {name} is missing") for name in ("cell", "target", "status", "claims", "phases")),
+        *((without(name), f"v: {name} is missing") for name in ("curve", "tolerance", "seed", "replay", "versions")),
+    ],
+)
+def test_a_verdict_that_lacks_something_is_refused_by_name(raw: str, message: str) -> None:
+    with pytest.raises(BadFile) as error:
+        parse_verdict(raw, "v")
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"claims": [smoke_files.claim("golden", "equal", 1, 0, holds=False, detail="off by 1")]},
+            "golden: off by 1",
+        ),
+        ({"claims": [smoke_files.claim("a", "so", 1, 0, holds=False) for _ in range(3)]}, "a: so (and 2 more)"),
+        ({"claims": []}, "it makes no claim, which proves nothing"),
+        ({"status": "failed"}, "its status is 'failed' although every claim holds"),
+    ],
+)
+def test_a_status_is_believed_only_where_the_claims_bear_it(changes: dict[str, Any], problem: str) -> None:
+    assert parse_verdict(changed(**changes), "v").problem == problem
+
+
+def test_verdicts_are_found_in_folders_and_archives_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "verdict.json").write_text("1")
+    (tmp_path / "out" / "other.json").write_text("2")
+    assert list(verdicts_in(tmp_path / "out")) == [(str(tmp_path / "out/deep/verdict.json"), b"1")]
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    with pytest.raises(BadFile, match=r"broken\.zip: cannot be unpacked"):
+        list(verdicts_in(tmp_path / "broken.zip"))
+
+
+def written(folder: Path, *cells: dict[str, Any]) -> Path:
+    (folder / "matrix.json").write_text(json.dumps({"schema": 1, "cells": cells}))
+    return folder / "matrix.json"
+
+
+def test_a_matrix_keeps_refused_cells_with_their_reason(tmp_path: Path) -> None:
+    refused = smoke_files.cell("cpu", "single", 2, ())
+    cells = read_matrix(written(tmp_path, LORA, refused))
+    assert (cells[0].refusal, cells[0].depth) == (None, "blocking")
+    assert cells[1].refusal is not None
+    assert cells[1].refusal.hint == "choose ddp or fsdp"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([LORA, LORA], "two cells are named 'sft.cpu.fsdp.x2.lora'"),
+        ([{**LORA, "target": None}], "has neither a target nor a refusal; expected one of them"),
+        ([{**LORA, "refusal": smoke_files.refusal("cpu", "single", 2, ())}], "has both a target and a refusal"),
+        ([{**LORA, "cards": "2"}], "cells[0]: cards is '2'; expected int"),
+        ([{**LORA, "target": None, "refusal": {"field": "x"}}], "cells[0]: got is missing"),
+    ],
+)
+def test_a_matrix_that_contradicts_itself_is_refused(tmp_path: Path, cells: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(BadFile) as error:
+        read_matrix(written(tmp_path, *cells))
+    assert message in str(error.value)

@@ -1,0 +1,219 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.tools.ci import smoke_files
+from tests.unit.tools.ci.runs import PASS, Run, fail
+from tools.ci.count import report
+from tools.ci.last_run import STATES, Outcome, read_run
+
+PLAIN = smoke_files.cell("cpu", "single", 1, ())
+LORA = smoke_files.cell("cpu", "fsdp", 2, ("lora",))
+FULL = smoke_files.cell("cpu", "fsdp", 2, ("compile", "lora"))
+REFUSED = smoke_files.cell("cpu", "single", 2, ())
+NVIDIA = smoke_files.cell("gpu-nvidia", "single", 1, ())
+
+
+class Smoke(Run):
+    """A run of the smoke tier over a small matrix."""
+
+    def __init__(self, folder: Path, *cells: dict[str, Any]) -> None:
+        """Asks for everything, and builds the matrix."""
+        super().__init__(folder)
+        self.asked("//...")
+        matrix = folder / "matrix.json"
+        matrix.write_text(json.dumps({"schema": 1, "cells": cells}))
+        self.built("//tests/smoke:matrix", matrix)
+
+    def cell(self, cell: dict[str, Any], raw: str | None = None, **about: Any) -> None:
+        """Runs a cell's target, which leaves this verdict."""
+        left = {"verdict.json": smoke_files.verdict(cell) if raw is None else raw}
+        self.test(cell["target"], {"test_cell": PASS}, left=left, **about)
+
+    def outcome(self, name: str, **end: Any) -> Outcome:
+        """What a run says of one cell."""
+        outcomes = read_run(self.write(**end)).outcomes
+        return next(outcome for outcome in outcomes if outcome.cell.name == name)
+
+    def failed(self, **end: Any) -> list[str]:
+        """The failures of the run, as the count prints them."""
+        text, num_failed = report(read_run(self.write(**end)).results)
+        lines = [line.removeprefix("failed").strip() for line in text.splitlines() if line.startswith("failed")]
+        assert len(lines) == num_failed
+        return lines
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_cell_with_a_verdict_is_proven(tmp_path: Path, packed: bool, cached: bool) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.cell(PLAIN, packed=packed, cached=cached)
+    outcome = run.outcome(PLAIN["name"])
+    assert (outcome.state, outcome.cached, outcome.why) == ("proven", cached, "")
+    assert run.failed() == []
+
+
+def test_a_refused_cell_keeps_its_reason_and_is_not_expected(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN, REFUSED)
+    run.cell(PLAIN)
+    assert run.outcome(REFUSED["name"]).state == "refused"
+    assert run.outcome(REFUSED["name"]).why == "backend: single on 2 cards; expected one card"
+    assert run.failed() == []
+
+
+def test_a_cell_that_this_machine_cannot_run_is_unproven_with_bazels_reason(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN, NVIDIA)
+    run.cell(PLAIN)
+    run.skipped(NVIDIA["target"], "it needs gpu-nvidia")
+    assert (run.outcome(NVIDIA["name"]).state, run.outcome(NVIDIA["name"]).why) == ("unproven", "it needs gpu-nvidia")
+    assert run.failed() == []
+
+
+def test_a_blocking_cell_whose_target_never_came_is_missing(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN, LORA, FULL)
+    run.cell(PLAIN)
+    assert run.outcome(LORA["name"]).state == "missing"
+    assert run.outcome(FULL["name"]).state == "left out"
+    assert run.failed() == [
+        "//tests/smoke:smoke.sft.cpu.fsdp.x2.lora: missing: cell sft.cpu.fsdp.x2.lora: "
+        "the run was asked for it, and never got to its target"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "options", "state"),
+    [
+        (("//tests/smoke/...",), (), "missing"),
+        (("//tests/smoke:all",), (), "missing"),
+        ((LORA["target"],), (), "missing"),
+        (("//tests/unit/...",), (), "left out"),
+        (("//tests/smoke",), (), "left out"),
+        (("//...", "-//tests/smoke/..."), (), "left out"),
+        (("//...",), ("--test_tag_filters=-smoke",), "left out"),
+    ],
+)
+def test_only_what_the_command_asked_for_can_be_missing(
+    tmp_path: Path, patterns: tuple[str, ...], options: tuple[str, ...], state: str
+) -> None:
+    run = Smoke(tmp_path, PLAIN, LORA)
+    del run.events[1:3]
+    run.asked(*patterns, options=options)
+    run.cell(PLAIN)
+    assert run.outcome(LORA["name"]).state == state
+
+
+def test_a_target_that_passes_without_a_verdict_is_missing(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.test(PLAIN["target"], {"test_cell": PASS})
+    assert run.outcome(PLAIN["name"]).state == "missing"
+    assert len(run.failed()) == 1
+
+
+def test_a_cell_that_failed_counts_once(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    broken = smoke_files.claim("golden", "equals", 0.1, 0, holds=False, detail="step 3 differs by 0.1")
+    run.cell(PLAIN, smoke_files.verdict(PLAIN, status="failed", claims=[broken]))
+    assert run.outcome(PLAIN["name"]).why == "golden: step 3 differs by 0.1"
+    assert len(run.failed()) == 1
+    run.result(PLAIN["target"], {"test_cell": fail("golden")}, left={}, attempt=2)
+    run.summary(PLAIN["target"], "FAILED")
+    assert run.failed() == [f"{PLAIN['target']}: test_cell: golden"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (smoke_files.verdict(PLAIN, cell={**PLAIN, "cards": 4}), "the matrix says cards 1, its verdict 4"),
+        (smoke_files.verdict(PLAIN, target="//tests/smoke:other"), "the matrix says target"),
+        (smoke_files.verdict(PLAIN, claims=[]), "it makes no claim, which proves nothing"),
+        ("{}", "schema is None; expected 1"),
+        (smoke_files.verdict(LORA), "its verdict is about sft.cpu.fsdp.x2.lora, which is not in the matrix"),
+    ],
+)
+def test_a_verdict_that_does_not_bear_out_its_cell_is_red(tmp_path: Path, raw: str, why: str) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.cell(PLAIN, raw)
+    assert run.outcome(PLAIN["name"]).state == "failed"
+    assert why in run.outcome(PLAIN["name"]).why
+    assert len(run.failed()) == 1
+
+
+def test_two_verdicts_about_a_cell_are_red(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    raw = smoke_files.verdict(PLAIN)
+    run.test(PLAIN["target"], {"test_cell": PASS}, left={"a/verdict.json": raw, "b/verdict.json": raw})
+    assert run.outcome(PLAIN["name"]).why == "two verdicts are about it"
+    assert len(run.failed()) == 1
+
+
+def test_a_proven_verdict_under_a_failed_test_is_not_proven(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    left = {"verdict.json": smoke_files.verdict(PLAIN)}
+    run.test(PLAIN["target"], {"test_cell": fail("a process is left")}, "FAILED", left=left)
+    assert run.outcome(PLAIN["name"]).why == "test_cell: a process is left"
+    assert len(run.failed()) == 1
+
+
+def test_a_smoke_run_without_its_matrix_is_red_and_still_shows_its_verdicts(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.cell(PLAIN)
+    run.events = [event for event in run.events if "namedSet" not in event["id"]]
+    assert run.outcome(PLAIN["name"]).state == "proven"
+    assert run.failed() == ["//tests/smoke:matrix: no matrix file, so nothing can be said to be missing"]
+
+
+def test_a_matrix_that_cannot_be_read_is_red(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.cell(PLAIN)
+    (tmp_path / "matrix.json").write_text("{")
+    assert "matrix.json: is no JSON" in run.failed()[0]
+
+
+def test_a_run_without_a_smoke_tier_needs_no_matrix(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.asked("//...")
+    run.test("//tests/unit:a", {"test_one": PASS})
+    found = read_run(run.write())
+    assert (found.outcomes, found.failures) == ([], [])
+
+
+def test_what_a_target_never_got_to_say_is_infrastructure(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.test("//tests/unit:a", {"test_one": fail("1 != 2")}, "FAILED")
+    run.test("//tests/unit:b", None, "REMOTE_FAILURE")
+    run.configured("//tests/unit:c")
+    detail = {"failureDetail": {"message": "Analysis failed: no such package 'x'\nmore"}}
+    run.events.append({"id": {"targetCompleted": {"label": "//tests/unit:c"}}, "completed": detail})
+    run.test("//tests/unit:d", None, "TIMEOUT")
+    failures = read_run(run.write(code=3)).failures
+    assert [(str(failure), failure.infrastructure) for _, failure in failures] == [
+        ("test_one: 1 != 2", False),
+        ("remote failure, without a failed case", True),
+        ("build or analysis failed: Analysis failed: no such package 'x'", True),
+        ("timeout, without a failed case", False),
+    ]
+
+
+def test_the_run_itself_is_described(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.asked("//...", "-//tests/unit/...")
+    run.configured("//tests/unit:a")
+    run.result("//tests/unit:a", {"test_one": fail("no")}, attempt=1, seconds=2.0, log="first")
+    run.result("//tests/unit:a", {"test_one": PASS}, attempt=2, seconds=1.5, log="second")
+    run.summary("//tests/unit:a", "FLAKY")
+    found = read_run(run.write())
+    assert (found.build.command, found.build.seconds) == ("bazel test //... -//tests/unit/...", 63.0)
+    (result,) = found.results
+    assert (result.flaky, result.num_attempts, result.seconds) == (True, 2, 1.5)
+    assert [path.read_text() for path in result.logs] == ["second"]
+
+
+def test_every_state_is_explained(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, *smoke_files.matrix()["cells"])
+    run.cell(PLAIN)
+    run.skipped(NVIDIA["target"], "it needs gpu-nvidia")
+    failed = smoke_files.cell("cpu", "ddp", 2, ())
+    run.cell(failed, smoke_files.verdict(failed, claims=[]))
+    assert {outcome.state for outcome in read_run(run.write()).outcomes} == set(STATES)

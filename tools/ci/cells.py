@@ -1,0 +1,257 @@
+"""The files of the smoke tier: the matrix (every cell, refused ones with their reason), and a verdict for each run.
+
+Read here and nowhere else, field by field, because the report promises that nothing is green by accident: a file that
+lacks something, a verdict without a claim, a claim that does not hold below a status that says proven: each is named.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+#: The name of a verdict's file among a test's undeclared outputs, at any depth.
+VERDICT_FILE = "verdict.json"
+
+
+class BadFile(ValueError):
+    """A structured file does not hold what it should: where, got, expected."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a combination is not trained, in the plan's own words."""
+
+    field: str
+    got: str
+    expected: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the matrix; what is not allowed has a refusal, what is has a target."""
+
+    name: str
+    recipe: str
+    variant: str
+    framework: str
+    cards: int
+    features: tuple[str, ...]
+    depth: str | None = None
+    target: str | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One checked statement."""
+
+    name: str
+    says: str
+    holds: bool
+    measured: Any
+    bound: Any
+    detail: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run, with what it took and may take."""
+
+    name: str
+    seconds: float
+    seconds_max: float
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step of a loss curve."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All claims of one run of a cell, and what it measured."""
+
+    cell: Cell
+    target: str
+    status: str
+    claims: tuple[Claim, ...]
+    phases: tuple[Phase, ...]
+    curve: tuple[Point, ...]
+    golden: tuple[Point, ...]
+    tolerance: float
+    seed: int
+    replay: str
+    versions: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why this verdict proves nothing, or an empty string. The status is believed only where the claims bear it."""
+        broken = [claim for claim in self.claims if not claim.holds]
+        if broken:
+            more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+            return f"{broken[0].name}: {broken[0].detail or broken[0].says}{more}"
+        if not self.claims:
+            return "it makes no claim, which proves nothing"
+        return "" if self.status == "proven" else f"its status is {self.status!r} although every claim holds"
+
+    @property
+    def seconds(self) -> float:
+        """What all phases took together."""
+        return sum(phase.seconds for phase in self.phases)
+
+
+def read_matrix(path: Path) -> list[Cell]:
+    """Every cell of the matrix file.
+
+    Raises:
+        BadFile: it cannot be read, or an entry lacks something.
+    """
+    record = _parsed(path.read_bytes(), str(path))
+    cells = [_cell(entry, f"{path}: cells[{at}]") for at, entry in enumerate(_take(record, "cells", list, str(path)))]
+    names: set[str] = set()
+    for cell in cells:
+        if cell.name in names:
+            raise BadFile(f"{path}: two cells are named {cell.name!r}; expected one. hint: generate the matrix again")
+        names.add(cell.name)
+        if bool(cell.target) == bool(cell.refusal):
+            has = "both a target and a refusal" if cell.target else "neither a target nor a refusal"
+            raise BadFile(f"{path}: {cell.name} has {has}; expected one of them")
+    return cells
+
+
+def verdicts_in(output: Path) -> Iterator[tuple[str, bytes]]:
+    """Each verdict file below a folder, or in an archive, of undeclared outputs: where it is, and its bytes.
+
+    Raises:
+        BadFile: the archive is damaged.
+    """
+    if output.is_dir():
+        for path in sorted(output.rglob(VERDICT_FILE)):
+            yield str(path), path.read_bytes()
+    elif output.name == VERDICT_FILE:
+        yield str(output), output.read_bytes()
+    elif output.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(output) as archive:
+                for name in sorted(archive.namelist()):
+                    if name.rpartition("/")[2] == VERDICT_FILE:
+                        yield f"{output}!{name}", archive.read(name)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadFile(
+                f"{output}: cannot be unpacked ({error}); expected the undeclared outputs of a test"
+            ) from error
+
+
+def parse_verdict(raw: bytes | str, where: str) -> Verdict:
+    """A verdict from its file's content.
+
+    Raises:
+        BadFile: something is missing or of another kind.
+    """
+    record = _parsed(raw, where)
+    return Verdict(
+        cell=_cell(_take(record, "cell", dict, where), f"{where}: cell"),
+        target=_take(record, "target", str, where),
+        status=_take(record, "status", str, where),
+        claims=tuple(_claim(*each) for each in _entries(record, "claims", where)),
+        phases=tuple(_phase(*each) for each in _entries(record, "phases", where)),
+        curve=tuple(_point(*each) for each in _entries(record, "curve", where)),
+        golden=tuple(_point(*each) for each in _entries(record, "golden", where)) if record.get("golden") else (),
+        tolerance=float(_take(record, "tolerance", (int, float), where)),
+        seed=_take(record, "seed", int, where),
+        replay=_take(record, "replay", str, where),
+        versions=_take(record, "versions", dict, where),
+        hardware=_take(record, "hardware", dict, where),
+    )
+
+
+def _parsed(raw: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        raise BadFile(f"{where}: is no JSON ({error}); expected an object") from error
+    if not isinstance(record, dict):
+        raise BadFile(f"{where}: is a {type(record).__name__}; expected an object")
+    if record.get("schema") != SCHEMA:
+        raise BadFile(f"{where}: schema is {record.get('schema')!r}; expected {SCHEMA}. hint: run its target again")
+    return record
+
+
+def _take(record: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = record.get(name)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        got = "is missing" if name not in record else f"is {value!r}"
+        raise BadFile(f"{where}: {name} {got}; expected {words}")
+    return value
+
+
+def _entries(record: dict[str, Any], name: str, where: str) -> list[tuple[dict[str, Any], str]]:
+    entries = _take(record, name, list, where)
+    for at, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise BadFile(f"{where}: {name}[{at}] is {entry!r}; expected an object")
+    return [(entry, f"{where}: {name}[{at}]") for at, entry in enumerate(entries)]
+
+
+def _cell(entry: dict[str, Any], where: str) -> Cell:
+    refusal = entry.get("refusal")
+    return Cell(
+        name=_take(entry, "name", str, where),
+        recipe=_take(entry, "recipe", str, where),
+        variant=_take(entry, "variant", str, where),
+        framework=_take(entry, "framework", str, where),
+        cards=_take(entry, "cards", int, where),
+        features=tuple(_take(entry, "features", list, where)),
+        depth=entry.get("depth"),
+        target=entry.get("target"),
+        refusal=_refusal(refusal, where) if refusal else None,
+    )
+
+
+def _refusal(entry: dict[str, Any], where: str) -> Refusal:
+    return Refusal(
+        field=_take(entry, "field", str, where),
+        got=_take(entry, "got", str, where),
+        expected=_take(entry, "expected", str, where),
+        hint=_take(entry, "hint", str, where),
+    )
+
+
+def _claim(entry: dict[str, Any], where: str) -> Claim:
+    return Claim(
+        name=_take(entry, "name", str, where),
+        says=_take(entry, "says", str, where),
+        holds=_take(entry, "holds", bool, where),
+        measured=entry.get("measured"),
+        bound=entry.get("bound"),
+        detail=str(entry.get("detail") or ""),
+    )
+
+
+def _phase(entry: dict[str, Any], where: str) -> Phase:
+    return Phase(
+        name=_take(entry, "name", str, where),
+        seconds=float(_take(entry, "seconds", (int, float), where)),
+        seconds_max=float(_take(entry, "seconds_max", (int, float), where)),
+        bytes_written=_take(entry, "bytes_written", int, where),
+    )
+
+
+def _point(entry: dict[str, Any], where: str) -> Point:
+    return Point(
+        step=_take(entry, "step", int, where),
+        loss=float(_take(entry, "loss", (int, float), where)),
+        gradient_norm=float(_take(entry, "gradient_norm", (int, float), where)),
+    )
