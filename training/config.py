@@ -61,6 +61,10 @@ class ModelConfig:
     """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;
     `sdpa` and `eager` are transformers' own, which build the whole square mask."""
 
+    loss_chunk_tokens: int | None = None
+    """Positions whose scores over the vocabulary are held at a time. 512 takes about a seventh of the memory of the
+    loss and as long. Default: those of a whole microbatch at once."""
+
     activation_checkpointing: bool = False
     """Forget activations in the forward pass and compute them again in the backward pass: one more forward pass of
     time, far less memory."""
@@ -68,6 +72,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Checks what can be checked without opening the directory."""
         _given("model.path", self.path, "name a model directory with --model DIR")
+        if self.loss_chunk_tokens is not None:
+            _at_least("model.loss_chunk_tokens", self.loss_chunk_tokens, 1, "512 is usual; leave it out for no chunks")
 
 
 @dataclass(frozen=True)

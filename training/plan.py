@@ -58,6 +58,7 @@ class Plan:
     model_path: str
     precision: Precision
     attention: Attention
+    loss_chunk_tokens: int | None
     activation_checkpointing: bool
     lora: LoraConfig | None
 
@@ -137,6 +138,7 @@ class Plan:
         lines = {
             "model": f"{self.model_path}, {trained}",
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
+            + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
             + (", activation checkpointing" if self.activation_checkpointing else ""),
             "data": f"{self.data_path} ({self.data_kind}), up to {self.tokens_per_sample_max} tokens a sample; "
             f"bad samples: {self.on_bad_sample}; long samples: {self.on_long_sample}",
@@ -201,6 +203,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         model_path=model.path,
         precision=model.precision,
         attention=model.attention,
+        loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
         lora=config.lora,
         data_path=data.path,

@@ -20,11 +20,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from training.algorithms.algorithm import Algorithm
+from training.algorithms.algorithm import Algorithm, Logprobs
 from training.data.batch import Batch, Microbatch
 from training.errors import NonFiniteError
 from training.metrics.records import StepRecord, ValidationRecord
-from training.models.forward import logits
+from training.models.forward import logprobs as whole_logprobs
 from training.parallel.backend import Backend
 
 
@@ -37,13 +37,25 @@ def train_step(
     backend: Backend,
     learning_rate: float,
     gradient_norm_max: float | None,
+    logprobs: Logprobs | None = None,
 ) -> StepRecord:
     """Moves the weights once and says what happened.
+
+    Args:
+        batch: this rank's microbatches, and the counts of the global batch.
+        model: whose weights are moved.
+        algorithm: what is learned.
+        optimizer: of the model's weights.
+        backend: what the ranks share.
+        learning_rate: of this step.
+        gradient_norm_max: gradients are scaled down to it; None never scales.
+        logprobs: the model's answers to the algorithm; None runs its head on all positions at once.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not a finite number; weights and moments are as before.
     """
     started = time.perf_counter()
+    logprobs = logprobs or partial(whole_logprobs, model)
     divisor = algorithm.divisor(batch)
     optimizer.zero_grad(set_to_none=True)
 
@@ -51,7 +63,7 @@ def train_step(
     metrics: Counter[str] = Counter()
     for number, microbatch in enumerate(batch.microbatches, start=1):
         with backend.computing():
-            loss_sum, metric_sums = algorithm.loss_sum(partial(logits, model), microbatch.to(backend.device))
+            loss_sum, metric_sums = algorithm.loss_sum(logprobs, microbatch.to(backend.device))
         backend.backward(loss_sum / divisor, is_last=number == len(batch.microbatches))
         loss += loss_sum.item() / divisor
         metrics.update(metric_sums)
@@ -89,6 +101,7 @@ def validate(
     model: nn.Module,
     algorithm: Algorithm[Batch, Microbatch],
     backend: Backend,
+    logprobs: Logprobs | None = None,
 ) -> ValidationRecord:
     """The loss over all batches, divided once by the divisor of them all; dropout off, no weight moved.
 
@@ -96,6 +109,7 @@ def validate(
         NonFiniteError: the loss is not a finite number.
     """
     started = time.perf_counter()
+    logprobs = logprobs or partial(whole_logprobs, model)
     was_training = model.training
     model.eval()
     loss_sum = divisor = 0.0
@@ -103,7 +117,7 @@ def validate(
     for batch in batches:
         for microbatch in batch.microbatches:
             with backend.computing():
-                loss_sum += algorithm.loss_sum(partial(logits, model), microbatch.to(backend.device))[0].item()
+                loss_sum += algorithm.loss_sum(logprobs, microbatch.to(backend.device))[0].item()
         divisor += algorithm.divisor(batch)
         num_weighted_tokens += batch.num_weighted_tokens
     model.train(was_training)

@@ -1,6 +1,6 @@
 """What an optimizer step needs to know of an algorithm: a divisor, and a sum to divide by it.
 
-Shapes: T tokens of a microbatch, K positions whose logits are asked for, V vocabulary.
+Shapes: T tokens of a microbatch, K tokens whose log-probabilities are asked for.
 """
 # ruff: noqa: N802 - tensors end in their shape, as properties too.
 
@@ -33,9 +33,11 @@ class Weighed(Protocol):
         ...
 
 
-Logits = Callable[[Any, Tensor | None], Tensor]
-"""logits(microbatch, at_K) → logits_KV: the model's scores for the token that *follows* each position in `at_K`, or
-each of the T positions if None. The step passes `functools.partial(training.models.forward.logits, model)`."""
+Logprobs = Callable[[Any, Tensor, Tensor | None], Tensor]
+"""logprobs(microbatch, next_K, weights_K) → logprobs_K: log p(x_t | x_<t) of each token t in `next_K`, float32. An
+algorithm that knows what it will multiply each with, up to a common factor, says so in `weights_K`; one that does not,
+as where a loss compares sums, passes None. How the model is run and how much of its scores is held at a time is no
+matter of an algorithm: the step passes `functools.partial(training.models.forward.logprobs, model)`."""
 
 M = TypeVar("M", contravariant=True)
 B = TypeVar("B", contravariant=True)
@@ -51,6 +53,6 @@ class Algorithm(Protocol[B, M]):
         """What the sum of all `loss_sum` of the global batch, over microbatches and ranks, is divided by, once."""
         ...
 
-    def loss_sum(self, logits: Logits, microbatch: M) -> tuple[Tensor, dict[str, float]]:
+    def loss_sum(self, logprobs: Logprobs, microbatch: M) -> tuple[Tensor, dict[str, float]]:
         """The microbatch's part of the loss as a scalar *sum*, and sums of what else is worth a metric."""
         ...

@@ -6,6 +6,7 @@ Shapes: T tokens of the microbatch, K positions asked for, V vocabulary.
 from torch import Tensor, nn
 
 from training.data.batch import Microbatch
+from training.models.head import ChunkedHead
 
 
 def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None) -> Tensor:
@@ -27,3 +28,31 @@ def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None)
     )
     logits_1KV: Tensor = outputs.logits
     return logits_1KV[0]
+
+
+def logprobs(
+    model: nn.Module,
+    microbatch: Microbatch,
+    next_K: Tensor,
+    weights_K: Tensor | None = None,
+    *,
+    head: ChunkedHead | None = None,
+) -> Tensor:
+    """logprobs_K: log p(x_t | x_<t) of each token t in `next_K`, in float32 whatever the scores are in.
+
+    The shift is here: the scores after position t − 1 are those for token t. Only the positions asked for are scored:
+    chats often learn a third of their tokens, and scores over the vocabulary are the largest tensor of a step.
+
+    Args:
+        model: a causal language model, however wrapped.
+        microbatch: packed documents.
+        next_K: positions of the tokens, none of them the first.
+        weights_K: what the caller will multiply each with, up to a common factor, if it knows; saves a chunked head
+            from computing its own gradient in a second pass.
+        head: scores are held in chunks; None holds all of them.
+    """
+    targets_K = microbatch.token_ids_T[next_K]
+    if head is None:
+        return -nn.functional.cross_entropy(logits(model, microbatch, next_K - 1).float(), targets_K, reduction="none")
+    with head.in_place_of_logits(model, targets_K, weights_K):
+        return logits(model, microbatch, next_K - 1)

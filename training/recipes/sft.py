@@ -34,6 +34,8 @@ from training.loop import StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import DataSummary, FileSummary, RunSummary, added, summarize
+from training.models.forward import logprobs
+from training.models.head import chunked_head
 from training.models.load import load_model
 from training.models.lora import add_adapter
 from training.optimizer import adamw
@@ -109,7 +111,9 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     frozen = frozen_digest(trained)
+    head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     trained = backend.wrap(trained)
+    scored = partial(logprobs, trained, head=head)
     # From here on only dropout draws, and ranks that drew alike would drop the same places of different samples.
     torch.manual_seed(plan.seed + backend.rank)
     optimizer = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
@@ -150,6 +154,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             backend=backend,
             learning_rate=plan.schedule.learning_rate(step, num_steps),
             gradient_norm_max=plan.gradient_norm_max,
+            logprobs=scored,
         )
 
     def validation_loss(step: int) -> ValidationRecord:
@@ -164,7 +169,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             packing=plan.packing,
         )
         in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
-        return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend)
+        return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend, logprobs=scored)
 
     def save_checkpoint(step: int) -> None:
         path = save(

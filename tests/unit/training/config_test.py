@@ -27,6 +27,13 @@ REQUIRED: dict[type, dict[str, str]] = {
 
 REFUSED: list[tuple[type, str, Any, str]] = [
     (ModelConfig, "path", "", "model.path: nothing; expected a path. hint: name a model directory with --model DIR"),
+    (
+        ModelConfig,
+        "loss_chunk_tokens",
+        0,
+        "model.loss_chunk_tokens: 0; expected a finite number of at least 1. hint: 512 is usual; leave it out for no "
+        "chunks",
+    ),
     (DataConfig, "path", "", "data.path: nothing; expected a path. hint: name a JSONL file with --data FILE"),
     (
         DataConfig,

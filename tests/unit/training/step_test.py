@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.examples import random_examples
-from training.algorithms.algorithm import Logits
+from training.algorithms.algorithm import Logprobs
 from training.algorithms.sft import Sft
 from training.data.batch import Batch, Microbatch
 from training.data.example import Example
@@ -158,8 +158,8 @@ def test_without_a_limit_gradients_are_not_scaled() -> None:
 
 def test_algorithm_metrics_are_divided_once() -> None:
     class Counting(Sft):
-        def loss_sum(self, logits: Logits, microbatch: Any) -> tuple[Tensor, dict[str, float]]:
-            return super().loss_sum(logits, microbatch)[0], {"weights": float(microbatch.weights_T.sum())}
+        def loss_sum(self, logprobs: Logprobs, microbatch: Any) -> tuple[Tensor, dict[str, float]]:
+            return super().loss_sum(logprobs, microbatch)[0], {"weights": float(microbatch.weights_T.sum())}
 
     model = tiny_model()
     record = step(loader().batch(0), model, optimizer_of(model), algorithm=Counting())
@@ -187,8 +187,8 @@ def test_nothing_moves_if_something_is_not_finite(poison: float, named: str) -> 
 class InfiniteGradient(Sft):
     """A finite loss whose gradient is not: the root of something that is exactly zero."""
 
-    def loss_sum(self, logits: Logits, microbatch: Any) -> tuple[Tensor, dict[str, float]]:
-        total, metrics = super().loss_sum(logits, microbatch)
+    def loss_sum(self, logprobs: Logprobs, microbatch: Any) -> tuple[Tensor, dict[str, float]]:
+        total, metrics = super().loss_sum(logprobs, microbatch)
         return total + torch.sqrt((total - total.detach()).abs()), metrics
 
 

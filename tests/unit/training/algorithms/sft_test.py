@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,33 @@ from torch import Tensor, nn
 from tests.support.examples import example, random_examples
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.algorithm import Algorithm
-from training.algorithms.sft import Sft, loss_sum
+from training.algorithms.sft import Sft
 from training.data.batch import Batch, Microbatch, microbatch
 from training.data.example import Example
 from training.data.loader import Loader
 from training.data.pack import pack
-from training.models.forward import logits
+from training.models.forward import logits, logprobs
 from training.models.tiny import Architecture, tiny_model
 
 SFT: Algorithm[Batch, Microbatch] = Sft()
+
+
+class Table(nn.Module):
+    """A model that gives the same scores whatever it reads."""
+
+    def __init__(self, logits_TV: Tensor) -> None:
+        super().__init__()
+        self.logits_TV = logits_TV
+
+    def forward(self, *, logits_to_keep: Tensor, **inputs: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits_TV[None, logits_to_keep])
+
+
+def loss_sum(logits_TV: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """The loss of one document whose tokens and scores are given."""
+    num_tokens = len(ids)
+    document = Microbatch(ids, torch.arange(num_tokens), weights, torch.tensor([0, num_tokens]))
+    return SFT.loss_sum(partial(logprobs, Table(logits_TV)), document)[0]
 
 
 def test_three_tokens_by_hand() -> None:
@@ -61,7 +81,7 @@ def test_equals_the_loss_that_transformers_computes(architecture: Architecture) 
     pack_ = microbatch([Example(one.token_ids, (one.weights > 0).astype("float32"), one.where)])
     ids = pack_.token_ids_T
     labels = torch.where(pack_.weights_T > 0, ids, -100)
-    got, metrics = SFT.loss_sum(partial(logits, model), pack_)
+    got, metrics = SFT.loss_sum(partial(logprobs, model), pack_)
     model.set_attn_implementation("sdpa")
     theirs = model(input_ids=ids[None], labels=labels[None], use_cache=False).loss
     count = int((labels != -100).sum())
@@ -71,13 +91,15 @@ def test_equals_the_loss_that_transformers_computes(architecture: Architecture) 
 
 def test_asking_for_fewer_logits_gives_the_same_sum_as_asking_for_all() -> None:
     model, pack_ = tiny_model(), microbatch(random_examples([11, 30, 5]))
-    got, _ = SFT.loss_sum(partial(logits, model), pack_)
-    whole = loss_sum(logits(model, pack_), pack_.token_ids_T, pack_.weights_T)
+    got, _ = SFT.loss_sum(partial(logprobs, model), pack_)
+    logprobs_TV = logits(model, pack_).log_softmax(-1)
+    next_T = torch.arange(1, pack_.num_tokens)
+    whole = -pack_.weights_T[1:] @ logprobs_TV[next_T - 1, pack_.token_ids_T[next_T]]
     assert got.item() == pytest.approx(whole.item(), rel=LOSS_SUM_FP32_RELATIVE)
 
 
 def total(model: nn.Module, microbatches: Sequence[Microbatch]) -> Tensor:
-    return torch.stack([SFT.loss_sum(partial(logits, model), each)[0] for each in microbatches]).sum()
+    return torch.stack([SFT.loss_sum(partial(logprobs, model), each)[0] for each in microbatches]).sum()
 
 
 MODEL = tiny_model(num_hidden_layers=1)
@@ -104,7 +126,7 @@ def test_padding_never_reaches_the_loss(length: int, num_padding: int, seed: int
 def gradients(microbatches: Sequence[Microbatch], divisor: float, seed: int = 0) -> dict[str, Tensor]:
     model = tiny_model(seed=seed)
     for each in microbatches:
-        (SFT.loss_sum(partial(logits, model), each)[0] / divisor).backward()
+        (SFT.loss_sum(partial(logprobs, model), each)[0] / divisor).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -159,7 +181,7 @@ def test_a_mean_of_microbatch_means_would_be_another_gradient() -> None:
 def test_a_filler_adds_no_loss_and_zero_gradients_for_every_weight() -> None:
     """Zero, not absent: a rank that lacks a gradient leaves the others waiting in the reduction."""
     model, filler = tiny_model(), microbatch(random_examples([9]), weighted=False)
-    loss, _ = SFT.loss_sum(partial(logits, model), filler)
+    loss, _ = SFT.loss_sum(partial(logprobs, model), filler)
     assert loss.item() == 0.0
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
