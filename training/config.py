@@ -264,6 +264,11 @@ class CheckpointConfig:
     """Steps from one checkpoint to the next. Default: none on the way, one at the end and one at Ctrl-C, SIGTERM or
     SIGUSR1."""
 
+    asynchronous: bool | None = None
+    """Write the checkpoints on the way while training goes on. Takes one more copy of what is saved, in CPU memory,
+    while it is written: with AdamW three times the trained weights. Default: true. Only with steps_between, since
+    after the checkpoint at an end nothing goes on."""
+
     num_kept: int = 2
     """Newest checkpoints kept. At least 2, so that a crash while one is written or found damaged leaves another."""
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import Protocol
 
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord
@@ -30,12 +31,31 @@ class Outcome:
     """SIGINT, SIGTERM, SIGUSR1 or steps_this_session_max; None if the last step was taken."""
 
 
+class Saves(Protocol):
+    """What the loop asks of who saves; `training.checkpoint.saver` answers."""
+
+    @property
+    def is_ready(self) -> bool:
+        """True if no save is being written."""
+        ...
+
+    def collect(self) -> None:
+        """Waits for the save that is being written, and raises what went wrong with it."""
+        ...
+
+    def save(self, step: int, *, goes_on: bool) -> None:
+        """Commits a checkpoint, or begins to if training goes on."""
+        ...
+
+
+Said = tuple[str | None, bool]
+"""Of one rank or of all: why to stop, and whether the save before is written."""
+
+
 class StopRequest:
     """Notices signals while it is entered, and restores whatever handled them before."""
 
-    def __init__(
-        self, gather: Callable[[str | None], list[str | None]] = lambda reason: [reason], *, says: bool = True
-    ) -> None:
+    def __init__(self, gather: Callable[[Said], list[Said]] = lambda said: [said], *, says: bool = True) -> None:
         """Notices them for all ranks.
 
         Args:
@@ -47,9 +67,10 @@ class StopRequest:
         self._says = says
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
-    def agreed(self) -> str | None:
-        """Why all ranks stop after this step, or None; the same on each of them. All must ask."""
-        return next((each for each in self._gather(self.reason) if each is not None), None)
+    def agreed(self, *, is_ready: bool) -> Said:
+        """Why all ranks stop after this step, or None, and whether all are ready; the same on each. All must ask."""
+        everyone = self._gather((self.reason, is_ready))
+        return next((reason for reason, _ in everyone if reason is not None), None), all(ready for _, ready in everyone)
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread alone and refuses to set handlers elsewhere.
@@ -76,7 +97,7 @@ def run(
     num_steps: int,
     take_step: Callable[[int], StepRecord],
     validate: Callable[[int], ValidationRecord] | None,
-    save: Callable[[int], None],
+    saver: Saves,
     records: Records | None,
     progress: ProgressLine | None,
     stop: StopRequest,
@@ -92,8 +113,8 @@ def run(
         take_step: takes the step that has the given number of steps before it.
         validate: computes the validation loss after the given number of steps; None if there is nothing to validate on.
             Called before the first step, every `validation_steps_between` and after the last.
-        save: commits a checkpoint of the given number of steps. Called every `checkpoint_steps_between`, after the last
-            step, and before an early stop.
+        saver: commits a checkpoint every `checkpoint_steps_between`, after the last step, and before an early stop. One
+            that it writes beside the steps is collected at the end of the step in which every rank is done with it.
         records: gets every record before anything that depends on it is saved. None on ranks that do not write.
         progress: gets every record for people to see. None on ranks that do not.
         stop: is asked after each step.
@@ -115,13 +136,15 @@ def run(
         taken, is_last = step + 1, step + 1 == num_steps
         if validate is not None and (is_last or _is_due(taken, validation_steps_between)):
             keep(validate(taken))
-        reason = stop.agreed()
+        reason, is_ready = stop.agreed(is_ready=saver.is_ready)
+        if is_ready:
+            saver.collect()
         if reason is None and taken - first_step == steps_this_session_max:
             reason = "steps_this_session_max"
         if is_last or reason is not None or _is_due(taken, checkpoint_steps_between):
             if records is not None:
                 records.sync()
-            save(taken)
+            saver.save(taken, goes_on=not is_last and reason is None)
         if reason is not None and not is_last:
             return Outcome(taken, reason)
     return Outcome(num_steps, None)

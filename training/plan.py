@@ -99,6 +99,7 @@ class Plan:
     elastic: bool
     exports: tuple[ExportKind, ...]
     checkpoint_steps_between: int | None
+    asynchronous: bool
     num_kept: int
     steps_this_session_max: int | None
     validation_steps_between: int | None
@@ -133,7 +134,8 @@ class Plan:
         elif self.validation_steps_between:
             validation += f", every {self.validation_steps_between} steps"
         clip = "not clipped" if self.gradient_norm_max is None else f"norm at most {self.gradient_norm_max:g}"
-        every = f"every {self.checkpoint_steps_between} steps and " if self.checkpoint_steps_between else ""
+        every = f"every {self.checkpoint_steps_between} steps" if self.checkpoint_steps_between else ""
+        every += (" (training goes on meanwhile) and " if self.asynchronous else " and ") if every else ""
         adamw = f"AdamW{' (fused)' if self.fused else ''}, betas {self.betas[0]:g} {self.betas[1]:g}"
         lines = {
             "model": f"{self.model_path}, {trained}",
@@ -181,6 +183,7 @@ _BOOKKEEPING = {
     "elastic",
     "exports",
     "checkpoint_steps_between",
+    "asynchronous",
     "num_kept",
     "steps_this_session_max",
     "keep_gathered",
@@ -243,6 +246,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         elastic=checkpoint.elastic,
         exports=_exports(config),
         checkpoint_steps_between=checkpoint.steps_between,
+        asynchronous=checkpoint.steps_between is not None and checkpoint.asynchronous is not False,
         num_kept=checkpoint.num_kept,
         steps_this_session_max=run.steps_this_session_max,
         validation_steps_between=run.validation_steps_between,
@@ -257,6 +261,10 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if config.checkpoint.elastic and config.checkpoint.resume == "never":
         hint = "leave one of the two out"
         yield Refusal("checkpoint.elastic", "true, with resume never", "a run that may go on from something", hint)
+    if config.checkpoint.asynchronous is not None and config.checkpoint.steps_between is None:
+        got = f"{str(config.checkpoint.asynchronous).lower()}, without checkpoints on the way"
+        hint = "add --checkpoint.steps_between 100, or leave it out"
+        yield Refusal("checkpoint.asynchronous", got, "steps to write a checkpoint beside", hint)
     if run.device not in ("auto", "cpu", *machine.accelerators):
         here = ", ".join(("cpu", *machine.accelerators))
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")

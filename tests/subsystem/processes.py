@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from training.metrics.records import Record, read_records
+from training.metrics.records import CheckpointRecord, Record, read_records
 
 
 def forked(run: Callable[..., object], *arguments: Any) -> int:
@@ -42,8 +42,9 @@ def typed(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
 
 
 def records_of(out: Path) -> list[Record]:
-    """The records of a run without what no two runs share: how long things took."""
-    return [type(each)(**vars(each) | {"seconds": 0.0}) for each in read_records(out / "metrics.jsonl")]
+    """The steps and validations of a run without what no two runs share: how long things took."""
+    every = [each for each in read_records(out / "metrics.jsonl") if not isinstance(each, CheckpointRecord)]
+    return [type(each)(**vars(each) | {"seconds": 0.0}) for each in every]
 
 
 def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:

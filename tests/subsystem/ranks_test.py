@@ -33,9 +33,14 @@ from training.step import train_step
 
 NUM_STEPS = 8
 KINDS: dict[str, dict[str, Any]] = {
-    "ddp, dropout": {"backend": "ddp", "lora": LoraConfig(rank=2, dropout=0.25)},
+    "ddp, dropout, saved beside the steps": {
+        "backend": "ddp",
+        "checkpoint_steps_between": 1,
+        "asynchronous": True,
+        "lora": LoraConfig(rank=2, dropout=0.25),
+    },
     "ddp, all weights": {"backend": "ddp"},
-    "fsdp, all weights": {"backend": "fsdp"},
+    "fsdp, all weights": {"backend": "fsdp", "checkpoint_steps_between": 1, "asynchronous": True},
     "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, lora, dropout": {"backend": "fsdp", "lora": LoraConfig(rank=2, dropout=0.25)},
     "fsdp, bf16, recomputed": {"backend": "fsdp", "precision": "bf16", "activation_checkpointing": True},
@@ -235,6 +240,9 @@ def test_a_lost_or_damaged_shard_is_refused_by_the_name_of_its_file(tmp_path: Pa
         sft(made)
 
 
+BESIDE = pytest.mark.parametrize("asynchronous", [False, True], ids=["before the next step", "beside the steps"])
+
+
 def saving(during: Callable[[int, str], object]) -> Callable[..., Path]:
     """A save that calls `during` with the rank and each boundary that it is about to cross after step 4."""
 
@@ -245,11 +253,12 @@ def saving(during: Callable[[int, str], object]) -> Callable[..., Path]:
     return save_and_tell
 
 
+@BESIDE
 def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
 ) -> None:
     """Rank 1, at each boundary of its own. Those of rank 0 are the ones of a single process, which has its own test."""
-    whole = planned(tmp_path, backend="fsdp", num_steps=5, checkpoint_steps_between=2)
+    whole = planned(tmp_path, backend="fsdp", num_steps=5, checkpoint_steps_between=2, asynchronous=asynchronous)
     sft(whole)
     boundaries = [f"{does} {name}" for name in ("parameters", "moments", "random") for does in ("write", "flush")]
     for number, boundary in enumerate(boundaries):
@@ -270,16 +279,17 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
         assert records_of(Path(crashed.out)) == records_of(Path(whole.out))
 
 
+@BESIDE
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_rank_that_cannot_write_stops_all_with_an_error_of_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, asynchronous: bool
 ) -> None:
     def fill_the_disk(rank: int, name: str) -> None:
         if rank == failing and name.startswith("flush moments"):
             raise OSError("No space left on device")
 
     monkeypatch.setattr(recipe, "save", saving(fill_the_disk))
-    made = planned(tmp_path, backend="fsdp", num_steps=5, checkpoint_steps_between=2)
+    made = planned(tmp_path, backend="fsdp", num_steps=7, checkpoint_steps_between=2, asynchronous=asynchronous)
     with pytest.raises(CheckpointError, match=r"step-00000004: it cannot be written \(.*No space left on device\)"):
         sft(made)
     assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]

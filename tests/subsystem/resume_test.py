@@ -125,8 +125,12 @@ def _killed_at(plan: Plan, step: int, boundary: int) -> None:
         sft(plan)
 
 
-def test_killed_at_every_boundary_of_a_save_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole = planned(tmp_path, lora=LoraConfig(rank=2, dropout=0.25), num_steps=8, checkpoint_steps_between=2)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["before the next step", "beside the steps"])
+def test_killed_at_every_boundary_of_a_save_the_run_ends_as_if_it_had_not_been(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    small = {"lora": LoraConfig(rank=2, dropout=0.25), "num_steps": 8}
+    whole = planned(tmp_path, checkpoint_steps_between=2, asynchronous=asynchronous, **small)
     assert forked(sft, whole) == 0
     boundary = 0
     while True:

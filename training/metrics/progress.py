@@ -11,7 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from training.metrics.records import Record, StepRecord
+from training.metrics.records import CheckpointRecord, Record, StepRecord, ValidationRecord
 
 NUM_STEPS_AVERAGED = 20
 """Steps whose mean speed gives the time left: enough to be steady, few enough to notice a change."""
@@ -34,8 +34,14 @@ class ProgressLine:
             self._task = self._bar.add_task("starting", total=num_steps, completed=first_step)
 
     def show(self, record: Record) -> None:
-        """Shows one record. A validation is always a line of its own."""
-        if not isinstance(record, StepRecord):
+        """Shows one record. A validation or a checkpoint is always a line of its own."""
+        if isinstance(record, CheckpointRecord):
+            self.say(
+                f"step {record.step}/{self._num_steps}  saved, {record.bytes_written / 1e6:,.1f} MB in "
+                f"{record.seconds:.1f} s; training waited {record.seconds_stalled:.1f} s"
+            )
+            return
+        if isinstance(record, ValidationRecord):
             self.say(f"step {record.step}/{self._num_steps}  validation loss {record.loss:.4f}")
             return
         self._recent.append(record)

@@ -1,11 +1,13 @@
-"""metrics.jsonl: one JSON object a line for each step and each validation, on disk as soon as it is known.
+"""metrics.jsonl: one JSON object a line for each step, validation and checkpoint, on disk as soon as it is known.
 
     {"schema": 1, "kind": "step", "step": 12, "epoch": 0, "loss": 2.31, "gradient_norm": 0.8, "learning_rate": 2e-05, …}
     {"schema": 1, "kind": "validation", "step": 12, "loss": 2.40, "num_weighted_tokens": 5120}
+    {"schema": 1, "kind": "checkpoint", "step": 12, "bytes_written": 130512, "seconds_stalled": 0.1, "seconds": 0.4}
 
-`step` counts the steps taken when the line was written, so `step` 12 and the checkpoint step-00000012 are the same
-moment. The file has each step once: a run that goes on from step 10 first drops the lines after 10, which the process
-before it wrote and lost. Numbers are JSON numbers with all their digits, so two runs can be compared bit for bit.
+`step` counts the steps taken when what the line tells of was there, so `step` 12 and the checkpoint step-00000012 are
+the same moment. The file has each step once: a run that goes on from step 10 first drops the lines after 10, which the
+process before it wrote and lost. Numbers are JSON numbers with all their digits, so two runs can be compared bit for
+bit.
 """
 
 import json
@@ -56,8 +58,27 @@ class ValidationRecord:
     seconds: float
 
 
-Record = StepRecord | ValidationRecord
-_KINDS: dict[str, type[StepRecord] | type[ValidationRecord]] = {"step": StepRecord, "validation": ValidationRecord}
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What a committed checkpoint cost."""
+
+    step: int
+    """Steps taken when it was captured; more may have been by the time it was committed."""
+    bytes_written: int
+    """Of all ranks' files."""
+    seconds_stalled: float
+    """How long training waited for it."""
+    seconds: float
+    """From the first byte to the end of rotation; beside the steps, if it was written in the background."""
+
+
+Record = StepRecord | ValidationRecord | CheckpointRecord
+_KINDS: dict[str, type[Record]] = {
+    "step": StepRecord,
+    "validation": ValidationRecord,
+    "checkpoint": CheckpointRecord,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 class Records:
@@ -71,8 +92,7 @@ class Records:
 
     def write(self, record: Record) -> None:
         """Appends a line and hands it to the operating system: it survives the death of this process."""
-        kind = "step" if isinstance(record, StepRecord) else "validation"
-        line = {"schema": SCHEMA, "kind": kind, **asdict(record)}
+        line = {"schema": SCHEMA, "kind": _NAMES[type(record)], **asdict(record)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 

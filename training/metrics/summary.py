@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from training.metrics.progress import duration
-from training.metrics.records import Record, StepRecord
+from training.metrics.records import CheckpointRecord, Record, StepRecord, ValidationRecord
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class RunSummary:
     loss_last: float | None
     validation_loss_first: float | None
     validation_loss_last: float | None
+    num_checkpoints: int
+    """Committed, whether they are still there or not."""
+    seconds_saving: float
+    """Time from the first byte of each to the end of its rotation."""
+    seconds_stalled: float
+    """Time that training waited for them, which `seconds` is without."""
     data: DataSummary
     stopped_by: str | None = None
     """What ended the run before its last step; None if nothing did."""
@@ -103,6 +109,11 @@ class RunSummary:
             lines.append(f"loss        {self.loss_first:.4f} → {self.loss_last:.4f}")
         if self.validation_loss_first is not None and self.validation_loss_last is not None:
             lines.append(f"validation  {self.validation_loss_first:.4f} → {self.validation_loss_last:.4f}")
+        if self.num_checkpoints:
+            lines.append(
+                f"checkpoints {self.num_checkpoints} written in {duration(self.seconds_saving)}, for which training "
+                f"waited {duration(self.seconds_stalled)}"
+            )
         lines += [f"{kind:<11} {directory}" for kind, directory in self.exports.items()]
         return "\n".join(lines)
 
@@ -127,11 +138,15 @@ def summarize(
     """The summary of a run from its records, which have each step once whatever happened on the way."""
     steps: list[StepRecord] = []
     validation_losses: list[float] = []
+    checkpoints: list[CheckpointRecord] = []
     for record in records:
-        if isinstance(record, StepRecord):
-            steps.append(record)
-        else:
-            validation_losses.append(record.loss)
+        match record:
+            case StepRecord():
+                steps.append(record)
+            case ValidationRecord():
+                validation_losses.append(record.loss)
+            case CheckpointRecord():
+                checkpoints.append(record)
     return RunSummary(
         num_steps=len(steps),
         num_steps_planned=num_steps_planned,
@@ -141,6 +156,9 @@ def summarize(
         loss_last=steps[-1].loss if steps else None,
         validation_loss_first=validation_losses[0] if validation_losses else None,
         validation_loss_last=validation_losses[-1] if validation_losses else None,
+        num_checkpoints=len(checkpoints),
+        seconds_saving=sum(each.seconds for each in checkpoints),
+        seconds_stalled=sum(each.seconds_stalled for each in checkpoints),
         data=data,
         stopped_by=stopped_by,
         exports=dict(exports or {}),

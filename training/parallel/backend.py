@@ -42,9 +42,21 @@ class Alone:
         """The value."""
         return [value]
 
+    def apart(self, *, seconds_max: int) -> Ranks:
+        """Itself: it has no messages that could meet."""
+        return self
+
 
 class Backend(Ranks, Protocol):
     """One way for ranks to share a step."""
+
+    def apart(self, *, seconds_max: int) -> Ranks:
+        """The same ranks with messages of their own, for a thread that works beside the steps. All must call it.
+
+        Args:
+            seconds_max: a rank that waits longer for the others gives up with an error.
+        """
+        ...
 
     @property
     def device(self) -> torch.device:

@@ -8,12 +8,14 @@ would add in another order than the one it continues. What is given up is overla
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from training.config import Precision
+from training.parallel.backend import Ranks
 from training.parallel.single import Single
 from training.parallel.world import World
 
@@ -71,13 +73,33 @@ class Ddp(Single):
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
-        values: list[T] = [value] * self.num_ranks
-        distributed.all_gather_object(values, value)
-        return values
+        return _gathered(value, self.num_ranks, None)
+
+    def apart(self, *, seconds_max: int) -> Ranks:
+        """The same ranks, joined once more."""
+        return _Apart(self.rank, self.num_ranks, seconds_max)
 
     def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
         """The model, on rank 0."""
         return model if self.rank == 0 else None
+
+
+class _Apart:
+    """A process group of its own, in CPU memory: what is sent there waits for nothing that the steps send."""
+
+    def __init__(self, rank: int, num_ranks: int, seconds_max: int) -> None:
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds_max))
+
+    def gather(self, value: T) -> list[T]:
+        return _gathered(value, self.num_ranks, self._group)
+
+
+def _gathered(value: T, num_ranks: int, group: distributed.ProcessGroup | None) -> list[T]:
+    values: list[T] = [value] * num_ranks
+    distributed.all_gather_object(values, value, group=group)
+    return values
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -18,7 +18,7 @@ from training.checkpoint.lock import only_process
 from training.cli import expanded, parser, to_config
 from training.errors import EXIT_INTERRUPTED
 from training.metrics.progress import duration
-from training.metrics.records import Record, StepRecord, read_records
+from training.metrics.records import Record, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import RunSummary
 from training.parallel.single import machine
 from training.plan import Refusal, plan
@@ -220,9 +220,9 @@ def losses_table(records: Iterable[Record]) -> str:
     every = list(records)
     num_steps = sum(isinstance(each, StepRecord) for each in every)
     for each in every:
-        if not isinstance(each, StepRecord):
+        if isinstance(each, ValidationRecord):
             lines.append(f"{each.step:>6}  {each.loss:8.4f}  held out")
-        elif each.step % max(1, num_steps // NUM_LINES_OF_PROGRESS) == 0:
+        elif isinstance(each, StepRecord) and each.step % max(1, num_steps // NUM_LINES_OF_PROGRESS) == 0:
             lines.append(f"{each.step:>6}  {each.loss:8.4f}")
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from training.checkpoint.export import export
 from training.checkpoint.lock import only_process
 from training.checkpoint.resume import Place, check_same, find, load
 from training.checkpoint.save import save
+from training.checkpoint.saver import Content, Saver
 from training.checkpoint.state import arrays_digest, capture, files_of, frozen_digest, replicated_names, restore
 from training.data.example import Example
 from training.data.loader import Loader, fit, permutation
@@ -32,7 +33,7 @@ from training.data.samples import read_documents, read_samples
 from training.errors import ConfigError, DataError
 from training.loop import StopRequest, run
 from training.metrics.progress import ProgressLine
-from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
+from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import DataSummary, FileSummary, RunSummary, added, summarize
 from training.models.forward import logprobs
 from training.models.head import chunked_head
@@ -171,17 +172,21 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend, logprobs=scored)
 
-    def save_checkpoint(step: int) -> None:
-        path = save(
-            checkpoints,
-            step,
-            tensors=files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded),
-            state={"identity": identity, "replicated": replicated_names(trained)},
-            num_kept=plan.num_kept,
-            ranks=backend,
-        )
-        if progress:
-            progress.say(f"saved       {path}")
+    def captured() -> Content:
+        tensors = files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded)
+        return tensors, {"identity": identity, "replicated": replicated_names(trained)}
+
+    savers = backend.apart(seconds_max=plan.collective_seconds_max)
+
+    def write(step: int, content: Content) -> int:
+        tensors, state = content
+        path = save(checkpoints, step, tensors=tensors, state=state, num_kept=plan.num_kept, ranks=savers)
+        return sum(file.stat().st_size for file in path.iterdir()) if backend.rank == 0 else 0
+
+    def report(record: CheckpointRecord) -> None:
+        if records and progress:
+            records.write(record)
+            progress.show(record)
 
     records: Records | None = None
     progress: ProgressLine | None = None
@@ -199,12 +204,13 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             progress.say(
                 f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
             )
+        saver = opened.enter_context(Saver(captured, write, report, asynchronous=plan.asynchronous))
         outcome = run(
             first_step=first_step,
             num_steps=num_steps,
             take_step=take_step,
             validate=validation_loss if data.validation else None,
-            save=save_checkpoint,
+            saver=saver,
             records=records,
             progress=progress,
             stop=stop,

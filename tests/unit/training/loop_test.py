@@ -23,6 +23,8 @@ class Calls:
         self.out = out
         self.validates = validates
         self.during = during
+        self.saving: int | None = None
+        self.ready_after: int | None = None
 
     def run(
         self,
@@ -45,7 +47,7 @@ class Calls:
                 num_steps=num_steps,
                 take_step=self.take_step,
                 validate=self.validate if self.validates else None,
-                save=lambda step: self.save(step, path),
+                saver=self,
                 records=records,
                 progress=progress,
                 stop=stop,
@@ -63,11 +65,22 @@ class Calls:
         self.made.append(f"validate {step}")
         return ValidationRecord(step, 1.0, 1, 0.1)
 
-    def save(self, step: int, metrics: Path) -> None:
-        assert max(record.step for record in read_records(metrics)) == step, (
+    @property
+    def is_ready(self) -> bool:
+        return self.ready_after is None or f"step {self.ready_after}" in self.made
+
+    def collect(self) -> None:
+        if self.saving:
+            self.made.append(f"collect {self.saving}")
+        self.saving = None
+
+    def save(self, step: int, *, goes_on: bool) -> None:
+        assert max(record.step for record in read_records(self.out / "metrics.jsonl")) == step, (
             "records reach the disk before the checkpoint"
         )
-        self.made.append(f"save {step}")
+        self.collect()
+        self.made.append(f"save {step}" + (" beside" if goes_on else ""))
+        self.saving = step if goes_on else None
 
 
 def test_validates_at_both_ends_and_saves_at_the_end(tmp_path: Path) -> None:
@@ -82,10 +95,36 @@ def test_intervals_count_steps_and_nothing_is_done_twice_at_the_end(tmp_path: Pa
     assert [each for each in calls.made if not each.startswith("step")] == [
         "validate 0",
         "validate 2",
-        "save 2",
+        "save 2 beside",
+        "collect 2",
         "validate 4",
         "save 4",
     ]
+
+
+def test_a_save_beside_the_steps_is_collected_when_it_is_written_and_before_the_next(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    calls.ready_after = 3
+    calls.run(6, checkpoints=2)
+    assert calls.made == [
+        *("step 0", "step 1", "save 2 beside", "step 2", "step 3", "collect 2", "save 4 beside"),
+        *("step 4", "collect 4", "step 5", "save 6"),
+    ]
+    calls.ready_after = 5
+    calls.run(6, checkpoints=2)
+    assert calls.made[5:8] == ["collect 2", "save 4 beside", "step 4"], "the next save waits"
+    calls.ready_after = 1
+    calls.during = lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM)
+    calls.run(6, checkpoints=2)
+    assert calls.made[3:] == ["step 2", "collect 2", "save 3"], "nothing goes on beside the last one"
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_ranks_collect_a_save_at_the_end_of_the_same_step(slow: int) -> None:
+    said: list[tuple[str | None, bool]] = [(None, True), (None, True)]
+    said[slow] = (None, False)
+    stop = StopRequest(lambda own: [own if rank != slow else said[slow] for rank in range(2)])
+    assert stop.agreed(is_ready=True) == (None, False)
 
 
 def test_without_validation_data_none_is_asked_for(tmp_path: Path) -> None:

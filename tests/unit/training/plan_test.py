@@ -31,6 +31,7 @@ BASES = {
         schedule=ScheduleConfig(shape="wsd"),
         data=DataConfig("d", validation_fraction=0.1),
         run=RunConfig("o", num_steps=50),
+        checkpoint=CheckpointConfig(steps_between=10),
     ),
     "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
@@ -46,7 +47,8 @@ def others(hint: Any, value: Any) -> Iterator[Any]:
     elif get_origin(hint) is tuple:
         yield ("q_proj", "v_proj")
     elif hint is bool:
-        yield not value
+        # One that is left to the plan is on where it can be.
+        yield False if value is None else not value
     elif hint is int:
         yield from (7, 11)
     elif hint is float:
@@ -119,6 +121,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"checkpoint": CheckpointConfig(resume="never", elastic=True)},
         "checkpoint.elastic: true, with resume never; expected a run that may go on from something. hint: leave one of "
         "the two out",
+    ),
+    (
+        {"checkpoint": CheckpointConfig(asynchronous=False)},
+        "checkpoint.asynchronous: false, without checkpoints on the way; expected steps to write a checkpoint beside. "
+        "hint: add --checkpoint.steps_between 100, or leave it out",
     ),
     (
         {"parallel": ParallelConfig(ranks=2, backend="single")},
@@ -214,6 +221,8 @@ def test_what_is_left_open_is_decided_by_the_rest() -> None:
     assert planned(BASE).exports == ("model",)
     assert planned(replace(BASE, lora=LoraConfig())).exports == ("adapter", "merged")
     assert planned(replace(BASE, checkpoint=CheckpointConfig(export="none"))).exports == ()
+    assert not planned(BASE).asynchronous, "there is nothing to go on with"
+    assert planned(replace(BASE, checkpoint=CheckpointConfig(steps_between=5))).asynchronous
     assert planned(BASE).device == "cuda"
     assert planned(BASE, Machine(num_threads=4)).device == "cpu"
     assert planned(BASE, Machine(num_threads=3)).num_threads == 3
@@ -246,7 +255,7 @@ def test_trajectory_leaves_out_where_and_how_often_and_keeps_what_decides_number
     bookkeeping = replace(
         BASE,
         run=RunConfig("elsewhere", steps_this_session_max=3, progress_steps_between=5),
-        checkpoint=CheckpointConfig(steps_between=4, num_kept=5, resume="must", export="none"),
+        checkpoint=CheckpointConfig(steps_between=4, asynchronous=False, num_kept=5, resume="must", export="none"),
         model=ModelConfig("moved"),
         data=DataConfig("moved too"),
     )

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from training.metrics.records import Record, StepRecord, ValidationRecord
+from training.metrics.records import CheckpointRecord, Record, StepRecord, ValidationRecord
 from training.metrics.summary import DataSummary, FileSummary, added, summarize
 
 STEP = StepRecord(1, 0, 2.5, 0.75, 2e-5, 4, 1500, 40, 2, 0.5)
@@ -23,6 +23,8 @@ RECORDS: list[Record] = [
     STEP,
     replace(STEP, step=2, loss=1.5),
     ValidationRecord(2, 2.0, 10, 0.1),
+    CheckpointRecord(1, 1000, 1.0, 70.0),
+    CheckpointRecord(2, 1000, 4.0, 5.0),
 ]
 
 
@@ -38,6 +40,7 @@ def test_summary_adds_up_the_records() -> None:
         "steps       2 of 2, 3,000 tokens in 1s (3,000 tokens/s)\n"
         "loss        2.5000 → 1.5000\n"
         "validation  3.0000 → 2.0000\n"
+        "checkpoints 2 written in 1m 15s, for which training waited 5s\n"
         "model       out/model"
     )
 
