@@ -22,7 +22,8 @@ OnLongSample = Literal["stop", "skip", "truncate"]
 ScheduleShape = Literal["constant", "linear", "cosine", "wsd"]
 Device = Literal["auto", "cpu", "cuda", "xpu"]
 Resume = Literal["auto", "never", "must"]
-BackendKind = Literal["auto", "single", "ddp", "fsdp"]
+BackendKind = Literal["auto", "single", "ddp", "fsdp", "deepspeed"]
+ZeroStage = Literal[1, 2, 3]
 Export = Literal["auto", "model", "adapter", "merged", "adapter+merged", "none"]
 
 
@@ -355,7 +356,12 @@ class ParallelConfig:
 
     backend: BackendKind = "auto"
     """`single` is one process; `ddp` gives each rank the whole model and adds up gradients; `fsdp` gives each a part of
-    every weight, gradient and moment, for models too large for one. auto: single for one rank, ddp for more."""
+    every weight, gradient and moment, for models too large for one; `deepspeed` does so in the stages of ZeRO. auto:
+    single for one rank, ddp for more."""
+
+    zero_stage: ZeroStage | None = None
+    """What deepspeed cuts: 1 moments, 2 gradients as well, 3 weights as well. Default: 2, as fsdp is there for what
+    needs 3, and 1 keeps a gradient of the whole model on each rank. Only for deepspeed."""
 
     keep_gathered: bool = False
     """Keep a layer's weights on every rank from its forward to its backward pass: faster, more memory. Only for
@@ -363,7 +369,7 @@ class ParallelConfig:
 
     offload: bool = False
     """Keep weights, gradients and moments in CPU memory and update them there: slow, and fits larger models. Only for
-    fsdp."""
+    fsdp and deepspeed, which in stages 1 and 2 keeps the weights that layers compute with on the device."""
 
     collective_seconds_max: int | None = None
     """Seconds that a rank waits for the others before it gives up. Default: 1800, longer than it takes rank 0 to write

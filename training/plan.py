@@ -13,12 +13,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from training.config import Attention, DataKind, LoraConfig, OnBadSample, OnLongSample, Precision, Resume, SftConfig
+from training.config import (
+    Attention,
+    DataKind,
+    LoraConfig,
+    OnBadSample,
+    OnLongSample,
+    Precision,
+    Resume,
+    SftConfig,
+    ZeroStage,
+)
 from training.errors import PlanRefused
 from training.schedule import Schedule
 
 ExportKind = Literal["model", "adapter", "merged"]
-PlannedBackend = Literal["single", "ddp", "fsdp"]
+PlannedBackend = Literal["single", "ddp", "fsdp", "deepspeed"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Plan:
 
     backend: PlannedBackend
     num_ranks: int
+    zero_stage: ZeroStage | None
+    """None unless the backend is deepspeed."""
     keep_gathered: bool
     offload: bool
     collective_seconds_max: int
@@ -165,6 +177,7 @@ class Plan:
         if self.backend == "single":
             return "1"
         how = f"{self.num_ranks}, {self.backend}, waiting for each other at most {self.collective_seconds_max} s"
+        how += f", ZeRO stage {self.zero_stage}" if self.zero_stage else ""
         how += ", weights kept gathered until the backward pass" if self.keep_gathered else ""
         return how + (", offloaded to CPU memory" if self.offload else "")
 
@@ -198,7 +211,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
     for refusal in _refusals(config, machine):
         return refusal
     num_ranks, num_ranks_here, device = _place(config, machine)
-    parallel = config.parallel
+    backend, parallel = _backend(config, num_ranks), config.parallel
     model, data, batch, run = config.model, config.data, config.batch, config.run
     optimizer, schedule, checkpoint = config.optimizer, config.schedule, config.checkpoint
     peak = optimizer.learning_rate_peak
@@ -236,8 +249,9 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         seed=run.seed,
         device=device,
         num_threads=run.num_threads or max(1, machine.num_threads // num_ranks_here),
-        backend=_backend(config, num_ranks),
+        backend=backend,
         num_ranks=num_ranks,
+        zero_stage=(parallel.zero_stage or 2) if backend == "deepspeed" else None,
         keep_gathered=parallel.keep_gathered,
         offload=parallel.offload,
         collective_seconds_max=parallel.collective_seconds_max or 1800,
@@ -341,14 +355,21 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
         yield Refusal("parallel.ranks", got, "the same number", "leave it out: the launcher has decided")
     if backend == "single" and num_ranks > 1:
         got = f"single, with {num_ranks} ranks"
-        yield Refusal("parallel.backend", got, "ddp or fsdp", "auto takes ddp for more than one rank")
+        yield Refusal("parallel.backend", got, "ddp, fsdp or deepspeed", "auto takes ddp for more than one rank")
     if device != "cpu" and num_ranks > 1 and num_ranks_here > machine.num_accelerators:
         got = f"{num_ranks_here} on this machine, which has {machine.num_accelerators} of {device}"
         yield Refusal("parallel.ranks", got, "one for each", "take fewer ranks, or --device cpu")
-    for name, is_given in {"keep_gathered": parallel.keep_gathered, "offload": parallel.offload}.items():
-        if is_given and backend != "fsdp":
+    for name, value, backends in (
+        ("keep_gathered", parallel.keep_gathered, ("fsdp",)),
+        ("offload", parallel.offload, ("fsdp", "deepspeed")),
+        ("zero_stage", parallel.zero_stage, ("deepspeed",)),
+    ):
+        if value and backend not in backends:
             yield Refusal(
-                f"parallel.{name}", f"true, with {backend}", "fsdp", "add --backend fsdp, or leave the setting out"
+                f"parallel.{name}",
+                f"{str(value).lower()}, with {backend}",
+                " or ".join(backends),
+                f"add --backend {backends[0]}, or leave the setting out",
             )
     if parallel.collective_seconds_max is not None and backend == "single":
         got = f"{parallel.collective_seconds_max}, with a single process"

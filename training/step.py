@@ -73,7 +73,7 @@ def train_step(
     norm = backend.gradient_norm(trained)
     _refuse_non_finite(batch.step, loss=loss, gradient_norm=norm.item())
     if gradient_norm_max is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, gradient_norm_max, norm)
+        backend.clip_gradients(trained, gradient_norm_max, norm)
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

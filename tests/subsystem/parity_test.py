@@ -29,8 +29,10 @@ from training.models.tiny import Architecture, tiny_model
 from training.optimizer import adamw
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
+from training.parallel.deepspeed import Deepspeed, preload
 from training.parallel.fsdp import Fsdp
 from training.parallel.launch import launch
+from training.parallel.shards import part_of, shape_of
 from training.parallel.single import Single
 from training.parallel.world import World, joined
 from training.step import train_step, validate
@@ -39,6 +41,7 @@ EXAMPLES = random_examples(
     [5, 19, 11, 3, 8, 24, 7, 13, 2, 16, 9, 4, 21, 6, 17, 12, 22, 10, 14, 18, 20, 15, 23, 9], seed=3
 )
 NUM_STEPS = 8
+preload("cpu")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Kind:
     activation_checkpointing: bool = False
     offload: bool = False
     keep_gathered: bool = False
+    stage: int = 0
     is_mean_per_rank: bool = False
     """The planted bug."""
 
@@ -82,14 +86,17 @@ def backend_of(kind: Kind, world: World | None) -> Iterator[Backend]:
     with joined(world, "cpu", seconds_max=60) as device:
         if kind.backend == "ddp":
             yield Ddp(world, device, "fp32")
+        elif kind.backend == "deepspeed":
+            yield Deepspeed(world, device, "fp32", stage=kind.stage, offload=kind.offload)
         else:
             yield Fsdp(world, device, "fp32", keep_gathered=kind.keep_gathered, offload=kind.offload)
 
 
-def whole(parameter: Any) -> NDArray[np.float32]:
-    value = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    array: NDArray[np.float32] = value.detach().cpu().numpy().copy()
-    return array
+def whole(parameter: nn.Parameter, backend: Backend) -> NDArray[np.float32]:
+    """The weight in one piece, joined from the parts of all ranks."""
+    part = part_of(parameter).numpy().copy()
+    parts = backend.gather(part) if backend.is_sharded else [part]
+    return np.concatenate([each.reshape(-1) for each in parts]).reshape(shape_of(parameter))
 
 
 def train(kind: Kind, world: World | None) -> list[Taken]:
@@ -104,6 +111,7 @@ def train(kind: Kind, world: World | None) -> list[Taken]:
         model = backend.wrap(model)
         # With a smaller epsilon a gradient that is all rounding is a full update, whose sign is a matter of luck.
         optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True)
+        optimizer = backend.wrap_optimizer(model, optimizer)
         batches = Loader(
             EXAMPLES,
             samples_per_step=16,
@@ -129,7 +137,7 @@ def train(kind: Kind, world: World | None) -> list[Taken]:
             record = replace(record, seconds=0.0)
             assert set(map(str, backend.gather(record))) == {str(record)}, "the same record on every rank"
             trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-            taken.append(Taken(record, {name: whole(each) for name, each in trained.items()}))
+            taken.append(Taken(record, {name: whole(each, backend) for name, each in trained.items()}))
         return taken
 
 
@@ -184,11 +192,15 @@ KINDS = [
     Kind("fsdp", lora=True, offload=True, activation_checkpointing=True),
     Kind("fsdp", architecture="qwen2", offload=True),
     Kind("fsdp", architecture="granite"),
+    *(Kind("deepspeed", stage=stage) for stage in (1, 2, 3)),
+    *(Kind("deepspeed", stage=stage, lora=True) for stage in (1, 2, 3)),
+    *(Kind("deepspeed", stage=stage, offload=True) for stage in (1, 2, 3)),
+    Kind("deepspeed", stage=3, num_ranks=3, activation_checkpointing=True),
 ]
 
 
 def name_of(kind: Kind) -> str:
-    said = [f"{kind.backend} x{kind.num_ranks}", kind.architecture]
+    said = [f"{kind.backend}{kind.stage or ''} x{kind.num_ranks}", kind.architecture]
     return " ".join(said + [name for name, value in vars(kind).items() if value is True])
 
 
@@ -197,10 +209,12 @@ def test_ranks_take_the_step_of_one_process(kind: Kind) -> None:
     assert max(worst(kind)) <= RANKS_FP32_RELATIVE
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
-def test_a_mean_per_rank_would_be_seen(backend: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [Kind("ddp"), Kind("fsdp"), *(Kind("deepspeed", stage=stage) for stage in (1, 2, 3))], ids=name_of
+)
+def test_a_mean_per_rank_would_be_seen(kind: Kind) -> None:
     """The bug that the global divisor is there to avoid, planted: each quantity is off by far more than rounding."""
-    assert min(worst(Kind(backend, is_mean_per_rank=True))) > 100 * RANKS_FP32_RELATIVE
+    assert min(worst(replace(kind, is_mean_per_rank=True))) > 100 * RANKS_FP32_RELATIVE
 
 
 def one_sided(world: World) -> list[float | None]:

@@ -26,12 +26,14 @@ from training.config import DataConfig, LoraConfig, ModelConfig, ParallelConfig,
 from training.errors import CheckpointCorrupt, CheckpointError, RankFailed
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
+from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
 from training.recipes import sft as recipe
 from training.recipes.sft import sft
 from training.step import train_step
 
 NUM_STEPS = 8
+preload("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     "ddp, dropout, saved beside the steps": {
         "backend": "ddp",
@@ -43,7 +45,33 @@ KINDS: dict[str, dict[str, Any]] = {
     "fsdp, all weights": {"backend": "fsdp", "checkpoint_steps_between": 1, "asynchronous": True},
     "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, lora, dropout": {"backend": "fsdp", "lora": LoraConfig(rank=2, dropout=0.25)},
+    "zero 1, all weights": {"backend": "deepspeed", "zero_stage": 1},
+    "zero 2, lora, dropout": {"backend": "deepspeed", "zero_stage": 2, "lora": LoraConfig(rank=2, dropout=0.25)},
+    "zero 3, all weights": {"backend": "deepspeed", "zero_stage": 3},
+    "zero 3, lora, dropout, offload": {
+        "backend": "deepspeed",
+        "zero_stage": 3,
+        "offload": True,
+        "lora": LoraConfig(rank=2, dropout=0.25),
+    },
+    "zero 2, bf16, recomputed": {
+        "backend": "deepspeed",
+        "zero_stage": 2,
+        "precision": "bf16",
+        "activation_checkpointing": True,
+    },
     "fsdp, bf16, recomputed": {"backend": "fsdp", "precision": "bf16", "activation_checkpointing": True},
+}
+
+PLACES = {
+    "one process": {"backend": "single", "num_ranks": 1},
+    "ddp x2": {"backend": "ddp", "num_ranks": 2},
+    "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
+    "zero 1 x2": {"backend": "deepspeed", "zero_stage": 1, "num_ranks": 2},
+    "zero 2 x2": {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 2},
+    "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2},
+    "zero 3 x3": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 3},
+    "fsdp x3, offload": {"backend": "fsdp", "num_ranks": 3, "offload": True},
 }
 
 
@@ -82,7 +110,7 @@ def test_stopped_in_the_second_epoch_and_gone_on_is_the_same_run_bit_for_bit(tmp
     ours, theirs = tensors_of(Path(whole.out) / name), tensors_of(Path(parts.out) / name)
     assert ours.keys() == theirs.keys()
     assert any(each.startswith("random-00002-of-00002/") for each in ours)
-    assert any(each.startswith("moments-00002-of-00002/") for each in ours) == (whole.backend == "fsdp")
+    assert any(each.startswith("moments-00002-of-00002/") for each in ours) == (whole.backend in ("fsdp", "deepspeed"))
     for tensor, value in ours.items():
         assert torch.equal(value, theirs[tensor]), tensor
 
@@ -100,20 +128,19 @@ def test_every_backend_exports_what_one_process_exports(tmp_path: Path, lora: Lo
     kinds: Any = ("adapter", "merged") if lora else ("model",)
     file = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
     exported = {}
-    for backend, num_ranks in [("single", 1), ("ddp", 2), ("fsdp", 2)]:
-        made = planned(
-            tmp_path, backend=backend, num_ranks=num_ranks, lora=lora, exports=kinds, out=str(tmp_path / backend)
-        )
-        summary = sft(replace(made, epsilon=1e-4))
-        assert summary.exports == {kind: str(tmp_path / backend / kind) for kind in kinds}
-        exported[backend] = load_file(tmp_path / backend / file)
-    assert len(exported["single"]) >= 20
-    for backend in ("ddp", "fsdp"):
-        assert exported[backend].keys() == exported["single"].keys()
-        for name, value in exported["single"].items():
+    for place in ("one process", "ddp x2", "fsdp x2", "zero 2 x2", "zero 3 x2"):
+        out = tmp_path / place
+        summary = sft(planned(tmp_path, lora=lora, exports=kinds, epsilon=1e-4, out=str(out), **PLACES[place]))
+        assert summary.exports == {kind: str(out / kind) for kind in kinds}
+        exported[place] = load_file(out / file)
+    alone = exported.pop("one process")
+    assert len(alone) >= 20
+    for place, tensors in exported.items():
+        assert tensors.keys() == alone.keys()
+        for name, value in alone.items():
             assert value.abs().max() > 0, f"{name} is empty"
-            difference = (exported[backend][name] - value).abs().max()
-            assert difference <= RANKS_FP32_RELATIVE * max(1, value.abs().max()), name
+            difference = (tensors[name] - value).abs().max()
+            assert difference <= RANKS_FP32_RELATIVE * max(1, value.abs().max()), (place, name)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +203,6 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert [each.name for each in committed(tmp_path / "out/checkpoints")] == ["step-00000003"]
 
 
-PLACES = {
-    "one process": {"backend": "single", "num_ranks": 1},
-    "ddp x2": {"backend": "ddp", "num_ranks": 2},
-    "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
-    "fsdp x3, offload": {"backend": "fsdp", "num_ranks": 3, "offload": True},
-}
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -193,6 +212,12 @@ PLACES = {
         ("fsdp x2", "fsdp x3, offload"),
         ("fsdp x3, offload", "fsdp x2"),
         ("fsdp x3, offload", "ddp x2"),
+        ("one process", "zero 3 x3"),
+        ("zero 3 x3", "zero 1 x2"),
+        ("zero 1 x2", "zero 3 x2"),
+        ("zero 2 x2", "fsdp x2"),
+        ("fsdp x2", "zero 2 x2"),
+        ("zero 3 x2", "one process"),
     ],
 )
 def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before: str, after: str) -> None:

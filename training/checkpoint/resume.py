@@ -1,7 +1,7 @@
 """Finds the checkpoint to go on from, verifies it, and refuses to go on with anything but the same run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Place:
     """Which rank asks, and among whom: what decides how tensors are spread over files."""
 
     backend: str = "single"
+    zero_stage: int | None = None
     rank: int = 0
     num_ranks: int = 1
 
@@ -44,7 +45,7 @@ SINGLE = Place()
 JOINED = ("parameters", "moments")
 """Files whose content is the run's; `random` is each rank's own."""
 
-OF_THE_PLACE = {f"plan.{name}" for name in ("backend", "num_ranks", "offload", "device", "num_threads")}
+OF_THE_PLACE = {f"plan.{name}" for name in ("backend", "zero_stage", "num_ranks", "offload", "device", "num_threads")}
 """What an elastic run may change: all of it changes rounding and nothing else."""
 
 
@@ -92,8 +93,8 @@ def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> S
     state = json.loads(files.pop(STATE).read_text(encoding="utf-8"))
     step = int(checkpoint.name.removeprefix("step-"))
     before = state["identity"]["plan"] if elastic else {}
-    if elastic and (before["backend"], before["num_ranks"]) != (place.backend, place.num_ranks):
-        joined = {name: _joined(files, name, before["num_ranks"], state["replicated"]) for name in JOINED}
+    if elastic and any(before[name] != getattr(place, name) for name in ("backend", "zero_stage", "num_ranks")):
+        joined = {name: _joined(files, name, state) for name in JOINED}
         return Saved(checkpoint, step, joined, state, is_whole=True)
     tensors = {}
     for name in (*JOINED, "random"):
@@ -103,15 +104,21 @@ def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> S
     return Saved(checkpoint, step, tensors, state)
 
 
-def _joined(files: Mapping[str, Path], name: str, num_ranks: int, replicated: Sequence[str]) -> dict[str, Tensor]:
+def _joined(files: Mapping[str, Path], name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of all ranks as those of one: parts end to end, what each rank has in full once."""
     if path := files.get(f"{name}.safetensors"):
         return load_file(path)
+    num_ranks = state["identity"]["plan"]["num_ranks"]
+    shapes = state["identity"]["trained weights"]
     parts = [load_file(files[f"{file_of_rank(name, rank, num_ranks)}.safetensors"]) for rank in range(num_ranks)]
-    return {
-        tensor: value if not value.ndim or tensor in replicated else torch.cat([part[tensor] for part in parts])
-        for tensor, value in parts[0].items()
-    }
+    joined = {}
+    for tensor, value in parts[0].items():
+        if not value.ndim or tensor in state["replicated"]:
+            joined[tensor] = value
+        else:
+            weight = tensor.rpartition("/")[0] if name == "moments" else tensor
+            joined[tensor] = torch.cat([part[tensor] for part in parts]).reshape(shapes[weight])
+    return joined
 
 
 def check_same(saved: Saved, identity: Mapping[str, Any], *, elastic: bool = False) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training.checkpoint.manifest import file_of_rank
 from training.errors import CheckpointError
 from training.parallel.backend import Ranks
-from training.parallel.shards import part_as, part_of, sharded_as
+from training.parallel.shards import part_as, part_of, shape_of, sharded_as
 
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
@@ -111,14 +111,21 @@ def restore(
 
 def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> Tensors:
     """This rank's part of joined tensors; those that no weight of this model asks for stay whole, to be refused."""
-    return {
-        file: {
-            name: part_as(value, trained[owner]) if value.ndim and owner in trained else value
-            for name, value in values.items()
-            for owner in [name.rpartition("/")[0] if file == "moments" else name]
-        }
-        for file, values in tensors.items()
-    }
+
+    def part(file: str, name: str, value: Tensor) -> Tensor:
+        weight = trained.get(name.rpartition("/")[0] if file == "moments" else name)
+        if weight is None or not value.ndim:
+            return value
+        if tuple(value.shape) != shape_of(weight):
+            raise _differs(name, f"shape {list(value.shape)}", f"shape {list(shape_of(weight))}")
+        return part_as(value, weight)
+
+    return {file: {name: part(file, name, value) for name, value in values.items()} for file, values in tensors.items()}
+
+
+def trained_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """The shape of each trained weight by name, all ranks' parts together."""
+    return {name: list(shape_of(each)) for name, each in _trained(model).items()}
 
 
 def replicated_names(model: nn.Module) -> list[str]:

@@ -77,6 +77,10 @@ class Backend(Ranks, Protocol):
         """The model as this backend trains it. Called once, before the optimizer is made; names stay as they are."""
         ...
 
+    def wrap_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer as this backend steps it. Called once, with what `wrap` returned and an optimizer over it."""
+        ...
+
     def computing(self) -> AbstractContextManager[object]:
         """Context of every forward pass: the arithmetic it runs in."""
         ...
@@ -87,6 +91,10 @@ class Backend(Ranks, Protocol):
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """L2 norm over the gradients of all trained weights on all ranks, as a scalar."""
+        ...
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], norm_max: float, norm: Tensor) -> None:
+        """Scales the gradients down to `norm_max`, if `norm`, which `gradient_norm` returned, is above it."""
         ...
 
     def sum_over_ranks(self, value: float) -> float:

@@ -47,6 +47,10 @@ class Single(Alone):
         """The model."""
         return model
 
+    def wrap_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer."""
+        return optimizer
+
     def computing(self) -> AbstractContextManager[object]:
         """Autocast to bf16, or nothing."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
@@ -59,6 +63,10 @@ class Single(Alone):
         """The norm over this process' gradients."""
         gradients = [each.grad for each in parameters if each.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], norm_max: float, norm: Tensor) -> None:
+        """Scales gradients by min(1, norm_max / (norm + 1e-6))."""
+        torch.nn.utils.clip_grads_with_norm_(parameters, norm_max, norm)
 
     def sum_over_ranks(self, value: float) -> float:
         """The value."""

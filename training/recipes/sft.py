@@ -25,7 +25,15 @@ from training.checkpoint.lock import only_process
 from training.checkpoint.resume import Place, check_same, find, load
 from training.checkpoint.save import save
 from training.checkpoint.saver import Content, Saver
-from training.checkpoint.state import arrays_digest, capture, files_of, frozen_digest, replicated_names, restore
+from training.checkpoint.state import (
+    arrays_digest,
+    capture,
+    files_of,
+    frozen_digest,
+    replicated_names,
+    restore,
+    trained_shapes,
+)
 from training.data.example import Example
 from training.data.loader import Loader, fit, permutation
 from training.data.render import render_blocks, render_samples
@@ -67,6 +75,10 @@ def sft(plan: Plan) -> RunSummary:
         import peft  # noqa: F401 - for the ranks
     if plan.backend == "fsdp":
         import training.parallel.fsdp  # noqa: F401 - for the ranks
+    if plan.backend == "deepspeed" and plan.device == "cpu":
+        from training.parallel.deepspeed import preload
+
+        preload(plan.device)
     return launch(partial(_rank, plan), plan.num_ranks, method="fork" if plan.device == "cpu" else "spawn")
 
 
@@ -75,6 +87,10 @@ def _rank(plan: Plan, world: World) -> RunSummary:
     with joined(world, plan.device, seconds_max=plan.collective_seconds_max) as device:
         if plan.backend == "ddp":
             return _sft(plan, Ddp(world, device, plan.precision))
+        if plan.zero_stage:
+            from training.parallel.deepspeed import Deepspeed
+
+            return _sft(plan, Deepspeed(world, device, plan.precision, stage=plan.zero_stage, offload=plan.offload))
         from training.parallel.fsdp import Fsdp
 
         return _sft(plan, Fsdp(world, device, plan.precision, keep_gathered=plan.keep_gathered, offload=plan.offload))
@@ -94,7 +110,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
 
     # A checkpoint is looked for and verified first: a refusal should not cost the time to load a model.
     found = find(checkpoints, plan.resume)
-    place = Place(plan.backend, backend.rank, backend.num_ranks)
+    place = Place(plan.backend, plan.zero_stage, backend.rank, backend.num_ranks)
     saved = load(found, place, elastic=plan.elastic) if found else None
 
     # An adapter's config names its base model, and should name it from anywhere.
@@ -117,7 +133,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     scored = partial(logprobs, trained, head=head)
     # From here on only dropout draws, and ranks that drew alike would drop the same places of different samples.
     torch.manual_seed(plan.seed + backend.rank)
-    optimizer = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
+    made = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
+    optimizer = backend.wrap_optimizer(trained, made)
     algorithm = Sft()
 
     batches = Loader(
@@ -137,6 +154,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             array for each in data.training for array in (each.token_ids, each.weights, each.document_starts)
         ),
         "frozen weights": frozen,
+        "trained weights": trained_shapes(trained),
     }
     _check_ranks_agree(backend, identity | {"checkpoint": found.name if found else None})
     first_step = 0

@@ -34,6 +34,7 @@ BASES = {
         checkpoint=CheckpointConfig(steps_between=10),
     ),
     "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
+    "zero": replace(BASE, parallel=ParallelConfig(ranks=2, backend="deepspeed", zero_stage=1)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -129,7 +130,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parallel": ParallelConfig(ranks=2, backend="single")},
-        "parallel.backend: single, with 2 ranks; expected ddp or fsdp. hint: auto takes ddp for more than one rank",
+        "parallel.backend: single, with 2 ranks; expected ddp, fsdp or deepspeed. hint: auto takes ddp for more than "
+        "one rank",
     ),
     (
         {"parallel": ParallelConfig(ranks=17)},
@@ -138,7 +140,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parallel": ParallelConfig(ranks=2, offload=True)},
-        "parallel.offload: true, with ddp; expected fsdp. hint: add --backend fsdp, or leave the setting out",
+        "parallel.offload: true, with ddp; expected fsdp or deepspeed. hint: add --backend fsdp, or leave the "
+        "setting out",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=2, backend="fsdp", zero_stage=3)},
+        "parallel.zero_stage: 3, with fsdp; expected deepspeed. hint: add --backend deepspeed, or leave the setting "
+        "out",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=2, backend="deepspeed", keep_gathered=True)},
+        "parallel.keep_gathered: true, with deepspeed; expected fsdp. hint: add --backend fsdp, or leave the setting "
+        "out",
     ),
     (
         {"parallel": ParallelConfig(keep_gathered=True)},
@@ -238,6 +251,8 @@ def test_ranks_are_those_that_were_asked_for_or_that_a_launcher_has_started() ->
     assert (asked.backend, asked.num_ranks, asked.num_threads) == ("ddp", 2, 2), "ranks share the machine's threads"
     one = planned(replace(BASE, parallel=ParallelConfig(backend="fsdp")))
     assert (one.backend, one.num_ranks) == ("fsdp", 1)
+    zero = planned(replace(BASE, parallel=ParallelConfig(ranks=2, backend="deepspeed")))
+    assert (zero.backend, zero.zero_stage, asked.zero_stage) == ("deepspeed", 2, None)
     launched = replace(MACHINE, num_ranks=8, num_ranks_here=4)
     found = planned(BASE, launched)
     assert (found.backend, found.num_ranks, found.num_threads) == ("ddp", 8, 1)
