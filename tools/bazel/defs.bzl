@@ -89,7 +89,11 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
             } | env,
             imports = _root(),
             main = _RUNNER,
-            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []),
+            # A report on a skipped target says why from its tags: Bazel's own event names the target and no constraint.
+            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + [
+                "needs:" + each.split("//")[0].removeprefix("@plumbline_")
+                for each in requires
+            ],
             target_compatible_with = requires + ([] if accelerator == "cpu" else ["//tools/bazel:" + accelerator]),
             deps = deps + [dep for dep in _RUNNER_DEPS if dep not in deps],
             **kwargs

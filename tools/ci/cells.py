@@ -5,6 +5,7 @@ lacks something, a verdict without a claim, a claim that does not hold below a s
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the matrix; what is not allowed has a refusal, what is has a target."""
+    """One row of the matrix; what is not allowed has a refusal, what is has a target. Names are its variant's own."""
 
     name: str
     recipe: str
@@ -44,6 +45,11 @@ class Cell:
     depth: str | None = None
     target: str | None = None
     refusal: Refusal | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is called among all cells: cpu/sft_lora_fsdp_x2."""
+        return f"{self.variant}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Point:
-    """One step of a loss curve."""
+    """One step of a loss curve; what was not finite is no number here, in files it is null."""
 
     step: int
     loss: float
@@ -89,6 +95,7 @@ class Verdict:
     curve: tuple[Point, ...]
     golden: tuple[Point, ...]
     tolerance: float
+    """Relative difference that the golden curve allows."""
     seed: int
     replay: str
     versions: dict[str, Any] = field(default_factory=dict)
@@ -119,14 +126,14 @@ def read_matrix(path: Path) -> list[Cell]:
     """
     record = _parsed(path.read_bytes(), str(path))
     cells = [_cell(entry, f"{path}: cells[{at}]") for at, entry in enumerate(_take(record, "cells", list, str(path)))]
-    names: set[str] = set()
+    keys: set[str] = set()
     for cell in cells:
-        if cell.name in names:
-            raise BadFile(f"{path}: two cells are named {cell.name!r}; expected one. hint: generate the matrix again")
-        names.add(cell.name)
+        if cell.key in keys:
+            raise BadFile(f"{path}: two cells are named {cell.key}; expected one. hint: generate the matrix again")
+        keys.add(cell.key)
         if bool(cell.target) == bool(cell.refusal):
             has = "both a target and a refusal" if cell.target else "neither a target nor a refusal"
-            raise BadFile(f"{path}: {cell.name} has {has}; expected one of them")
+            raise BadFile(f"{path}: {cell.key} has {has}; expected one of them")
     return cells
 
 
@@ -168,7 +175,7 @@ def parse_verdict(raw: bytes | str, where: str) -> Verdict:
         phases=tuple(_phase(*each) for each in _entries(record, "phases", where)),
         curve=tuple(_point(*each) for each in _entries(record, "curve", where)),
         golden=tuple(_point(*each) for each in _entries(record, "golden", where)) if record.get("golden") else (),
-        tolerance=float(_take(record, "tolerance", (int, float), where)),
+        tolerance=_finite(record, "tolerance", where),
         seed=_take(record, "seed", int, where),
         replay=_take(record, "replay", str, where),
         versions=_take(record, "versions", dict, where),
@@ -243,8 +250,8 @@ def _claim(entry: dict[str, Any], where: str) -> Claim:
 def _phase(entry: dict[str, Any], where: str) -> Phase:
     return Phase(
         name=_take(entry, "name", str, where),
-        seconds=float(_take(entry, "seconds", (int, float), where)),
-        seconds_max=float(_take(entry, "seconds_max", (int, float), where)),
+        seconds=_finite(entry, "seconds", where),
+        seconds_max=_finite(entry, "seconds_max", where),
         bytes_written=_take(entry, "bytes_written", int, where),
     )
 
@@ -252,6 +259,19 @@ def _phase(entry: dict[str, Any], where: str) -> Phase:
 def _point(entry: dict[str, Any], where: str) -> Point:
     return Point(
         step=_take(entry, "step", int, where),
-        loss=float(_take(entry, "loss", (int, float), where)),
-        gradient_norm=float(_take(entry, "gradient_norm", (int, float), where)),
+        loss=_number(entry, "loss", where),
+        gradient_norm=_number(entry, "gradient_norm", where),
     )
+
+
+def _finite(entry: dict[str, Any], name: str, where: str) -> float:
+    number = float(_take(entry, name, (int, float), where))
+    if not math.isfinite(number):
+        raise BadFile(f"{where}: {name} is {number}; expected a finite number")
+    return number
+
+
+def _number(entry: dict[str, Any], name: str, where: str) -> float:
+    if name in entry and entry[name] is None:
+        return math.nan
+    return float(_take(entry, name, (int, float), where))

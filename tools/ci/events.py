@@ -141,7 +141,12 @@ def outputs_of(events: Iterable[Event], label: str) -> list[Path]:
 def results_of(events: Iterable[Event]) -> list[Result]:
     """One result for each test target, sorted, and one for Bazel itself if it did not finish in good order."""
     events = list(events)
-    tests = {label for event in events if "testSize" in event.get("configured", {}) for label in _labels(event)}
+    tests = {
+        label: event["configured"].get("tag", [])
+        for event in events
+        if "testSize" in event.get("configured", {})
+        for label in _labels(event)
+    }
     found = {label: Result(label) for label in sorted(tests)}
     latest: dict[tuple[str, int, int], tuple[int, Event]] = {}
     statuses: dict[str, str] = {}
@@ -156,9 +161,7 @@ def results_of(events: Iterable[Event]) -> list[Result]:
             elif "testSummary" in event:
                 statuses[label] = event["testSummary"].get("overallStatus", "NO_STATUS")
             elif event.get("aborted", {}).get("reason") == "SKIPPED":
-                found.setdefault(label, Result(label)).unproven = event["aborted"].get(
-                    "description", "skipped by Bazel"
-                )
+                found.setdefault(label, Result(label)).unproven = _why_skipped(tests.get(label, []), event["aborted"])
     for (label, _, _), (attempt, told) in latest.items():
         result = found.setdefault(label, Result(label))
         result.num_attempts = max(result.num_attempts, attempt)
@@ -167,6 +170,13 @@ def results_of(events: Iterable[Event]) -> list[Result]:
         result.flaky = statuses.get(label) == "FLAKY"
         _judge(result, statuses.get(label, "BUILD OR ANALYSIS FAILED"), events)
     return [*(found[label] for label in sorted(found)), *_of_bazel(events, any(each.failed for each in found.values()))]
+
+
+def _why_skipped(tags: list[str], aborted: Event) -> str:
+    """What a target needs and this machine lacks: Bazel says only that it skipped it, the macro's tags say why."""
+    needs = [tag for tag in tags if tag.startswith("gpu-")]
+    needs += [tag.removeprefix("needs:") for tag in tags if tag.startswith("needs:")]
+    return f"no {' or '.join(needs)} here" if needs else aborted.get("description", "skipped by Bazel")
 
 
 def _covers(pattern: str, label: str) -> bool:

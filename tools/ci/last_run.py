@@ -95,15 +95,15 @@ def _outcomes(build: Build, results: list[Result], matrix: list[Path]) -> list[O
     except (OSError, BadFile) as error:
         _fail(results, by_label, MATRIX, str(error))
     verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
-    known = {cell.name: cell for cell in cells}
+    known = {cell.key: cell for cell in cells}
     for result in list(results):
         for verdict in _verdicts(result):
-            verdicts[verdict.cell.name].append(verdict)
+            verdicts[verdict.cell.key].append(verdict)
             if not cells:
-                known[verdict.cell.name] = verdict.cell
-            elif verdict.cell.name not in known:
-                result.failed.append(Failure(f"its verdict is about {verdict.cell.name}, which is not in the matrix"))
-    outcomes = [_outcome(cell, build, by_label, verdicts[name]) for name, cell in known.items()]
+                known[verdict.cell.key] = verdict.cell
+            elif verdict.cell.key not in known:
+                result.failed.append(Failure(f"its verdict is about {verdict.cell.key}, which is not in the matrix"))
+    outcomes = [_outcome(cell, build, by_label, verdicts[key]) for key, cell in known.items()]
     for outcome in outcomes:
         _count(outcome, results, by_label)
     return outcomes
@@ -146,7 +146,7 @@ def _outcome(cell: Cell, build: Build, results: dict[str, Result], verdicts: lis
 
 def _mismatch(cell: Cell, verdict: Verdict) -> str:
     """How a verdict differs from the cell that it claims to be about: one that asked for 4 cards and ran on 1 fails."""
-    for name in ("recipe", "variant", "framework", "cards", "features"):
+    for name in ("recipe", "framework", "cards", "features"):
         wanted, got = getattr(cell, name), getattr(verdict.cell, name)
         if wanted != got:
             return f"the matrix says {name} {wanted!r}, its verdict {got!r}"
@@ -161,7 +161,7 @@ def _count(outcome: Outcome, results: list[Result], by_label: dict[str, Result])
         return
     label = outcome.cell.target or (outcome.verdict.target if outcome.verdict else MATRIX)
     if outcome.state == "missing" or not by_label.get(label, Result(label)).failed:
-        _fail(results, by_label, label, f"{outcome.state}: cell {outcome.cell.name}: {outcome.why}")
+        _fail(results, by_label, label, f"{outcome.state}: cell {outcome.cell.key}: {outcome.why}")
 
 
 def _fail(results: list[Result], by_label: dict[str, Result], label: str, reason: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def without(name: str) -> str:
 
 def test_a_verdict_says_what_its_file_says() -> None:
     verdict = parse_verdict(smoke_files.verdict(LORA), "verdict.json")
-    assert (verdict.cell.name, verdict.cell.features, verdict.cell.cards) == ("sft.cpu.fsdp.x2.lora", ("lora",), 2)
+    assert (verdict.cell.name, verdict.cell.features, verdict.cell.cards) == ("sft_lora_fsdp_x2", ("lora",), 2)
     assert [claim.name for claim in verdict.claims][:2] == ["loss_falls", "resume_is_exact"]
     assert verdict.seconds == pytest.approx(17.0)
     assert verdict.curve == verdict.golden
@@ -30,8 +31,10 @@ def test_a_verdict_says_what_its_file_says() -> None:
 
 
 def test_a_loss_that_is_no_number_is_still_read() -> None:
-    raw = changed(curve=[{"step": 1, "loss": float("nan"), "gradient_norm": float("inf")}], golden=None)
-    assert parse_verdict(raw, "verdict.json").golden == ()
+    raw = changed(curve=[{"step": 1, "loss": None, "gradient_norm": float("inf")}], golden=None)
+    verdict = parse_verdict(raw, "verdict.json")
+    assert verdict.golden == ()
+    assert math.isnan(verdict.curve[0].loss)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,7 @@ def test_a_loss_that_is_no_number_is_still_read() -> None:
         (changed(claims=["ok"]), "v: claims[0] is 'ok'; expected an object"),
         (changed(claims=[{"name": "golden", "says": "", "holds": 1}]), "v: claims[0]: holds is 1; expected bool"),
         (changed(seed=True), "v: seed is True; expected int"),
+        (changed(tolerance=float("inf")), "v: tolerance is inf; expected a finite number"),
         (changed(phases=[{"name": "steps"}]), "v: phases[0]: seconds is missing; expected int or float"),
         (changed(cell={"name": "a"}), "v: cell: recipe is missing; expected str"),
         *((without(name), f"v: {name} is missing") for name in ("cell", "target", "status", "claims", "phases")),
@@ -98,7 +102,7 @@ def test_a_matrix_keeps_refused_cells_with_their_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([LORA, LORA], "two cells are named 'sft.cpu.fsdp.x2.lora'"),
+        ([LORA, LORA], "two cells are named cpu/sft_lora_fsdp_x2"),
         ([{**LORA, "target": None}], "has neither a target nor a refusal; expected one of them"),
         ([{**LORA, "refusal": smoke_files.refusal("cpu", "single", 2, ())}], "has both a target and a refusal"),
         ([{**LORA, "cards": "2"}], "cells[0]: cards is '2'; expected int"),

@@ -1,11 +1,10 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.tools.ci import smoke_files
-from tests.unit.tools.ci.runs import PASS, Run, fail
+from tests.unit.tools.ci.runs import PASS, Run, Smoke, fail
 from tools.ci.count import report
 from tools.ci.last_run import STATES, Outcome, read_run
 
@@ -13,36 +12,21 @@ PLAIN = smoke_files.cell("cpu", "single", 1, ())
 LORA = smoke_files.cell("cpu", "fsdp", 2, ("lora",))
 FULL = smoke_files.cell("cpu", "fsdp", 2, ("compile", "lora"))
 REFUSED = smoke_files.cell("cpu", "single", 2, ())
-NVIDIA = smoke_files.cell("gpu-nvidia", "single", 1, ())
+NVIDIA = smoke_files.cell("nvidia", "single", 1, ())
 
 
-class Smoke(Run):
-    """A run of the smoke tier over a small matrix."""
+def outcome(run: Smoke, cell: dict[str, Any]) -> Outcome:
+    """What a run says of one cell."""
+    key = f"{cell['variant']}/{cell['name']}"
+    return next(outcome for outcome in read_run(run.write()).outcomes if outcome.cell.key == key)
 
-    def __init__(self, folder: Path, *cells: dict[str, Any]) -> None:
-        """Asks for everything, and builds the matrix."""
-        super().__init__(folder)
-        self.asked("//...")
-        matrix = folder / "matrix.json"
-        matrix.write_text(json.dumps({"schema": 1, "cells": cells}))
-        self.built("//tests/smoke:matrix", matrix)
 
-    def cell(self, cell: dict[str, Any], raw: str | None = None, **about: Any) -> None:
-        """Runs a cell's target, which leaves this verdict."""
-        left = {"verdict.json": smoke_files.verdict(cell) if raw is None else raw}
-        self.test(cell["target"], {"test_cell": PASS}, left=left, **about)
-
-    def outcome(self, name: str, **end: Any) -> Outcome:
-        """What a run says of one cell."""
-        outcomes = read_run(self.write(**end)).outcomes
-        return next(outcome for outcome in outcomes if outcome.cell.name == name)
-
-    def failed(self, **end: Any) -> list[str]:
-        """The failures of the run, as the count prints them."""
-        text, num_failed = report(read_run(self.write(**end)).results)
-        lines = [line.removeprefix("failed").strip() for line in text.splitlines() if line.startswith("failed")]
-        assert len(lines) == num_failed
-        return lines
+def failed(run: Run) -> list[str]:
+    """The failures of a run, as the count prints them."""
+    text, num_failed = report(read_run(run.write()).results)
+    lines = [line.removeprefix("failed").strip() for line in text.splitlines() if line.startswith("failed")]
+    assert len(lines) == num_failed
+    return lines
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -50,34 +34,34 @@ class Smoke(Run):
 def test_a_cell_with_a_verdict_is_proven(tmp_path: Path, packed: bool, cached: bool) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN, packed=packed, cached=cached)
-    outcome = run.outcome(PLAIN["name"])
-    assert (outcome.state, outcome.cached, outcome.why) == ("proven", cached, "")
-    assert run.failed() == []
+    found = outcome(run, PLAIN)
+    assert (found.state, found.cached, found.why) == ("proven", cached, "")
+    assert failed(run) == []
 
 
 def test_a_refused_cell_keeps_its_reason_and_is_not_expected(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN, REFUSED)
     run.cell(PLAIN)
-    assert run.outcome(REFUSED["name"]).state == "refused"
-    assert run.outcome(REFUSED["name"]).why == "backend: single on 2 cards; expected one card"
-    assert run.failed() == []
+    assert outcome(run, REFUSED).state == "refused"
+    assert outcome(run, REFUSED).why == "backend: single on 2 cards; expected one card"
+    assert failed(run) == []
 
 
 def test_a_cell_that_this_machine_cannot_run_is_unproven_with_bazels_reason(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN, NVIDIA)
     run.cell(PLAIN)
     run.skipped(NVIDIA["target"], "it needs gpu-nvidia")
-    assert (run.outcome(NVIDIA["name"]).state, run.outcome(NVIDIA["name"]).why) == ("unproven", "it needs gpu-nvidia")
-    assert run.failed() == []
+    assert (outcome(run, NVIDIA).state, outcome(run, NVIDIA).why) == ("unproven", "it needs gpu-nvidia")
+    assert failed(run) == []
 
 
 def test_a_blocking_cell_whose_target_never_came_is_missing(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN, LORA, FULL)
     run.cell(PLAIN)
-    assert run.outcome(LORA["name"]).state == "missing"
-    assert run.outcome(FULL["name"]).state == "left out"
-    assert run.failed() == [
-        "//tests/smoke:smoke.sft.cpu.fsdp.x2.lora: missing: cell sft.cpu.fsdp.x2.lora: "
+    assert outcome(run, LORA).state == "missing"
+    assert outcome(run, FULL).state == "left out"
+    assert failed(run) == [
+        "//tests/smoke:smoke.sft_lora_fsdp_x2: missing: cell cpu/sft_lora_fsdp_x2: "
         "the run was asked for it, and never got to its target"
     ]
 
@@ -101,25 +85,25 @@ def test_only_what_the_command_asked_for_can_be_missing(
     del run.events[1:3]
     run.asked(*patterns, options=options)
     run.cell(PLAIN)
-    assert run.outcome(LORA["name"]).state == state
+    assert outcome(run, LORA).state == state
 
 
 def test_a_target_that_passes_without_a_verdict_is_missing(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.test(PLAIN["target"], {"test_cell": PASS})
-    assert run.outcome(PLAIN["name"]).state == "missing"
-    assert len(run.failed()) == 1
+    assert outcome(run, PLAIN).state == "missing"
+    assert len(failed(run)) == 1
 
 
 def test_a_cell_that_failed_counts_once(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     broken = smoke_files.claim("golden", "equals", 0.1, 0, holds=False, detail="step 3 differs by 0.1")
     run.cell(PLAIN, smoke_files.verdict(PLAIN, status="failed", claims=[broken]))
-    assert run.outcome(PLAIN["name"]).why == "golden: step 3 differs by 0.1"
-    assert len(run.failed()) == 1
+    assert outcome(run, PLAIN).why == "golden: step 3 differs by 0.1"
+    assert len(failed(run)) == 1
     run.result(PLAIN["target"], {"test_cell": fail("golden")}, left={}, attempt=2)
     run.summary(PLAIN["target"], "FAILED")
-    assert run.failed() == [f"{PLAIN['target']}: test_cell: golden"]
+    assert failed(run) == [f"{PLAIN['target']}: test_cell: golden"]
 
 
 @pytest.mark.parametrize(
@@ -129,46 +113,46 @@ def test_a_cell_that_failed_counts_once(tmp_path: Path) -> None:
         (smoke_files.verdict(PLAIN, target="//tests/smoke:other"), "the matrix says target"),
         (smoke_files.verdict(PLAIN, claims=[]), "it makes no claim, which proves nothing"),
         ("{}", "schema is None; expected 1"),
-        (smoke_files.verdict(LORA), "its verdict is about sft.cpu.fsdp.x2.lora, which is not in the matrix"),
+        (smoke_files.verdict(LORA), "its verdict is about cpu/sft_lora_fsdp_x2, which is not in the matrix"),
     ],
 )
 def test_a_verdict_that_does_not_bear_out_its_cell_is_red(tmp_path: Path, raw: str, why: str) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN, raw)
-    assert run.outcome(PLAIN["name"]).state == "failed"
-    assert why in run.outcome(PLAIN["name"]).why
-    assert len(run.failed()) == 1
+    assert outcome(run, PLAIN).state == "failed"
+    assert why in outcome(run, PLAIN).why
+    assert len(failed(run)) == 1
 
 
 def test_two_verdicts_about_a_cell_are_red(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     raw = smoke_files.verdict(PLAIN)
     run.test(PLAIN["target"], {"test_cell": PASS}, left={"a/verdict.json": raw, "b/verdict.json": raw})
-    assert run.outcome(PLAIN["name"]).why == "two verdicts are about it"
-    assert len(run.failed()) == 1
+    assert outcome(run, PLAIN).why == "two verdicts are about it"
+    assert len(failed(run)) == 1
 
 
 def test_a_proven_verdict_under_a_failed_test_is_not_proven(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     left = {"verdict.json": smoke_files.verdict(PLAIN)}
     run.test(PLAIN["target"], {"test_cell": fail("a process is left")}, "FAILED", left=left)
-    assert run.outcome(PLAIN["name"]).why == "test_cell: a process is left"
-    assert len(run.failed()) == 1
+    assert outcome(run, PLAIN).why == "test_cell: a process is left"
+    assert len(failed(run)) == 1
 
 
 def test_a_smoke_run_without_its_matrix_is_red_and_still_shows_its_verdicts(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN)
     run.events = [event for event in run.events if "namedSet" not in event["id"]]
-    assert run.outcome(PLAIN["name"]).state == "proven"
-    assert run.failed() == ["//tests/smoke:matrix: no matrix file, so nothing can be said to be missing"]
+    assert outcome(run, PLAIN).state == "proven"
+    assert failed(run) == ["//tests/smoke:matrix: no matrix file, so nothing can be said to be missing"]
 
 
 def test_a_matrix_that_cannot_be_read_is_red(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN)
     (tmp_path / "matrix.json").write_text("{")
-    assert "matrix.json: is no JSON" in run.failed()[0]
+    assert "matrix.json: is no JSON" in failed(run)[0]
 
 
 def test_a_run_without_a_smoke_tier_needs_no_matrix(tmp_path: Path) -> None:
@@ -194,6 +178,15 @@ def test_what_a_target_never_got_to_say_is_infrastructure(tmp_path: Path) -> Non
         ("build or analysis failed: Analysis failed: no such package 'x'", True),
         ("timeout, without a failed case", False),
     ]
+
+
+def test_the_tags_of_a_skipped_target_say_what_it_needs(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.skipped("//tests/unit:a.gpu-amd", "Target was skipped.", tags=("unit", "gpu-amd"))
+    run.skipped("//tools/lint:b", "Target was skipped.", tags=("lint", "cpu", "needs:buildifier"))
+    run.skipped("//tools/lint:c", "Target was skipped.")
+    reasons = [result.unproven for result in read_run(run.write()).results]
+    assert sorted(reasons) == ["Target was skipped.", "no buildifier here", "no gpu-amd here"]
 
 
 def test_the_run_itself_is_described(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from tests.unit.tools.ci.smoke_files import verdict
+
 PASS, SKIP = "", "<skipped/>"
 
 
@@ -37,9 +39,9 @@ class Run:
         groups = [{"name": "default", "fileSets": [{"id": outer}]}]
         self.events.append({"id": {"targetCompleted": {"label": label}}, "completed": {"outputGroup": groups}})
 
-    def configured(self, label: str, size: str | None = "SMALL") -> None:
+    def configured(self, label: str, size: str | None = "SMALL", tags: tuple[str, ...] = ()) -> None:
         """A target that Bazel got to know; one without a size is no test."""
-        about = {"targetKind": "py_test rule", **({"testSize": size} if size else {})}
+        about = {"targetKind": "py_test rule", "tag": list(tags), **({"testSize": size} if size else {})}
         self.events.append({"id": {"targetConfigured": {"label": label}}, "configured": about})
 
     def result(
@@ -88,9 +90,9 @@ class Run:
         self.result(label, cases, **about)
         self.summary(label, status)
 
-    def skipped(self, label: str, why: str) -> None:
+    def skipped(self, label: str, why: str, tags: tuple[str, ...] = ()) -> None:
         """A target that this platform cannot run."""
-        self.configured(label)
+        self.configured(label, tags=tags)
         aborted = {"reason": "SKIPPED", "description": why}
         self.events.append({"id": {"targetCompleted": {"label": label}}, "aborted": aborted})
 
@@ -107,6 +109,23 @@ class Run:
         path = self.folder / "events.json"
         path.write_text("\n".join(lines) + ("\n" if finished else '\n{"id": {"prog'))
         return path
+
+
+class Smoke(Run):
+    """A run that is asked for everything, and so for the cells of this matrix."""
+
+    def __init__(self, folder: Path, *cells: dict[str, Any]) -> None:
+        """Builds the matrix."""
+        super().__init__(folder)
+        self.asked("//...")
+        matrix = folder / "matrix.json"
+        matrix.write_text(json.dumps({"schema": 1, "cells": cells}))
+        self.built("//tests/smoke:matrix", matrix)
+
+    def cell(self, cell: dict[str, Any], raw: str | None = None, **about: Any) -> None:
+        """Runs a cell's target, which leaves this verdict."""
+        left = {"verdict.json": verdict(cell) if raw is None else raw}
+        self.test(cell["target"], {"test_cell": PASS}, left=left, **about)
 
 
 def _left(folder: Path, left: dict[str, str], packed: bool) -> dict[str, str]:
