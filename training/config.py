@@ -15,6 +15,7 @@ from typing import Literal
 from training.errors import ConfigError
 
 Precision = Literal["fp32", "bf16"]
+Quantization = Literal["none", "nf4"]
 Attention = Literal["documents", "sdpa", "eager"]
 DataKind = Literal["chat", "text"]
 OnBadSample = Literal["stop", "skip"]
@@ -57,6 +58,10 @@ class ModelConfig:
     precision: Precision = "fp32"
     """Arithmetic of forward and backward. bf16 computes under autocast; weights, gradients and moments stay fp32 either
     way, because small updates vanish in bf16."""
+
+    quantization: Quantization = "none"
+    """How the frozen weights under an adapter are held. nf4 is 4 bits a weight (QLoRA, arXiv 2305.14314): an eighth of
+    the memory, slower, and another model by what rounding takes away. Only with lora."""
 
     attention: Attention = "documents"
     """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;

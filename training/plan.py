@@ -20,6 +20,7 @@ from training.config import (
     OnBadSample,
     OnLongSample,
     Precision,
+    Quantization,
     Resume,
     SftConfig,
     ZeroStage,
@@ -45,6 +46,8 @@ class Machine:
     """Processes that a launcher such as torchrun has started for this run; None if it was started by itself."""
     num_ranks_here: int = 1
     """Of these, how many on this machine."""
+    packages: tuple[str, ...] = ()
+    """Python packages that are present of those that only some settings need."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Plan:
 
     model_path: str
     precision: Precision
+    quantization: Quantization
     attention: Attention
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
@@ -150,7 +154,8 @@ class Plan:
         every += (" (training goes on meanwhile) and " if self.asynchronous else " and ") if every else ""
         adamw = f"AdamW{' (fused)' if self.fused else ''}, betas {self.betas[0]:g} {self.betas[1]:g}"
         lines = {
-            "model": f"{self.model_path}, {trained}",
+            "model": f"{self.model_path}, {trained}"
+            + (f" over weights in {self.quantization}" if self.quantization != "none" else ""),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
             + (", activation checkpointing" if self.activation_checkpointing else ""),
@@ -218,6 +223,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
     return Plan(
         model_path=model.path,
         precision=model.precision,
+        quantization=model.quantization,
         attention=model.attention,
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
@@ -283,6 +289,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
         here = ", ".join(("cpu", *machine.accelerators))
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
     yield from _parallel_refusals(config, machine)
+    yield from _model_refusals(config, machine)
     if run.num_epochs is not None and run.num_steps is not None:
         got = f"{run.num_epochs}, while run.num_steps is {run.num_steps}"
         yield Refusal("run.num_epochs", got, "one of the two", "leave out the one you do not mean")
@@ -328,6 +335,24 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if config.lora is not None and export == "model":
         hint = "merged is the whole model with the adapter added in"
         yield Refusal("checkpoint.export", "model, with lora", "adapter, merged, adapter+merged, auto or none", hint)
+
+
+def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """The rules of how a model is held and computed."""
+    model = config.model
+    if model.quantization != "none":
+        name, value = "model.quantization", model.quantization
+        if config.lora is None:
+            hint = "add --lora, or leave the setting out"
+            yield Refusal(name, f"{value}, without lora", "an adapter, since weights of 4 bits are not trained", hint)
+        if "bitsandbytes" not in machine.packages:
+            yield _lacks(name, value, "bitsandbytes")
+
+
+def _lacks(field: str, value: str, package: str) -> Refusal:
+    """For a setting that needs a package which is not there."""
+    got = f"{value}, without the package {package}"
+    return Refusal(field, got, "a Python in which it is installed", f"install {package}, or leave the setting out")
 
 
 def _place(config: SftConfig, machine: Machine) -> tuple[int, int, str]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - so that forked ranks need not spend seconds on it
+import bitsandbytes  # noqa: F401 - so that forked ranks need not spend seconds on it
+import peft  # noqa: F401 - the same
 import pytest
 
 import training.parallel.fsdp  # noqa: F401 - the same
@@ -18,9 +19,11 @@ from tests.support.tolerances import RANKS_FP32_RELATIVE
 from training.config import DataConfig, LoraConfig, ModelConfig, ParallelConfig, RunConfig, SftConfig
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
+from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
 from training.recipes.sft import sft
 
+preload("cpu")
 NUM_STEPS = 3
 
 
@@ -47,10 +50,16 @@ def planned(directory: Path, **changed: Any) -> Plan:
 
 
 SINGLE = {"backend": "single", "num_ranks": 1}
+RANKS: dict[str, dict[str, Any]] = {
+    "ddp": {"backend": "ddp"},
+    "fsdp": {"backend": "fsdp"},
+    "zero-3": {"backend": "deepspeed", "zero_stage": 3},
+}
 FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no packing": ({}, {"packing": False}),
     "loss in chunks": ({}, {"loss_chunk_tokens": 8}),
     "loss in chunks, lora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2), "loss_chunk_tokens": 8}),
+    "qlora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2), "quantization": "nf4"}),
     "dora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2, dora=True)}),
     "rslora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2, rank_stabilized=True)}),
 }
@@ -82,17 +91,14 @@ def test_every_backend_trains_the_same_run_with_it(tmp_path: Path, feature: str)
     else:
         with pytest.raises(AssertionError):
             assert_same(single, plain)
-    for backend in ("ddp", "fsdp"):
-        assert_same(trained(planned(tmp_path, backend=backend, **with_it, out=str(tmp_path / backend))), single)
+    for name, backend in RANKS.items():
+        assert_same(trained(planned(tmp_path, **backend, **with_it, out=str(tmp_path / name))), single)
 
 
 @pytest.mark.parametrize("feature", [name for name, (_, with_it) in FEATURES.items() if "lora" in with_it])
-@pytest.mark.parametrize("backend", ["single", "fsdp"])
-def test_exports_of_adapters_are_verified(tmp_path: Path, feature: str, backend: str) -> None:
+@pytest.mark.parametrize("place", [SINGLE, RANKS["zero-3"]], ids=["single", "zero-3"])
+def test_exports_of_adapters_are_verified(tmp_path: Path, feature: str, place: dict[str, Any]) -> None:
     """The export loads what it wrote and compares logits before it gives a directory its name."""
-    num_ranks = 1 if backend == "single" else 2
-    made = planned(
-        tmp_path, **FEATURES[feature][1], backend=backend, num_ranks=num_ranks, exports=("adapter", "merged")
-    )
+    made = planned(tmp_path, **FEATURES[feature][1], **place, exports=("adapter", "merged"))
     assert forked(sft, made) == 0
     assert {each.name for each in (tmp_path / "out").iterdir()} >= {"adapter", "merged"}

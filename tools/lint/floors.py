@@ -55,6 +55,7 @@ WHEELS = {
     "numpy": 1,
     "rich": 1,
     "torch": 1,
+    "bitsandbytes": 2,
     "jinja2": 2,
     "peft": 2,
     "safetensors": 2,

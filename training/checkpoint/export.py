@@ -8,12 +8,16 @@ The directory gets its name by one rename after the check, so a directory that i
 check is what a user will do with it: transformers loads it from disk, runs it on a few tokens, and the logits must be
 those of the model in memory. Equal weights would be the weaker claim: a wrong config computes other logits from them.
 
+Weights of 4 bits are computed with in fp32 here. An adapter is checked on its base model in 4 bits, where it was
+trained. Merged is the base in which each 4-bit weight is the number that it stood for, with the adapter added in.
+
 Both run the same attention, so the logits of `model` and `adapter` must agree bit for bit. Merging adds in another
 order than running the adapter beside its layer does, so there they agree to rounding, and the bound is stated below.
 """
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from training.checkpoint.manifest import TRASH, UNFINISHED
 from training.errors import ExportError
 from training.models.lora import load_adapter, merged, save_adapter
+from training.models.quantize import computing_in_fp32, is_quantized, nf4
 from training.plan import ExportKind
 
 if TYPE_CHECKING:
@@ -104,13 +109,18 @@ def _verify(
     """Loads what was written as a user would, and compares its logits and its tokenizer; errors call it `named`."""
     source = base_path if kind == "adapter" else written
     attention = cast(PreTrainedModel, model).config._attn_implementation
+    in_4_bits = kind == "adapter" and is_quantized(model)
     reloaded: nn.Module = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, attn_implementation=attention
+        source,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        quantization_config=nf4("fp32") if in_4_bits else None,
     )
     if kind == "adapter":
         reloaded = load_adapter(cast(PreTrainedModel, reloaded), written)
     device = next(model.parameters()).device
-    expected, got = _probe(model, device), _probe(reloaded.to(device), device)
+    with computing_in_fp32(model) if is_quantized(model) else nullcontext():
+        expected, got = _probe(model, device), _probe(reloaded.to(device), device)
     difference = ((expected - got).abs().max() / expected.abs().max()).item()
     tolerance = MERGE_TOLERANCE if kind == "merged" else 0.0
     if not difference <= tolerance:

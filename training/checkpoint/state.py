@@ -139,7 +139,10 @@ def frozen_digest(model: nn.Module) -> str:
     frozen = [(name, each) for name, each in model.named_parameters() if not each.requires_grad]
     for name, parameter in frozen:
         digest.update(f"{name}{list(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        # A weight of 4 bits stands for other numbers with other scales.
+        scales = parameter.quant_state.as_dict(packed=True) if hasattr(parameter, "quant_state") else {}
+        for value in (parameter.detach(), *scales.values()):
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest() if frozen else ""
 
 

@@ -10,7 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from training.data.batch import Microbatch
 from training.errors import ModelError
@@ -59,6 +65,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     attention: Attention = "documents",
     device: torch.device | str = "cpu",
+    quantization: BitsAndBytesConfig | None = None,
     needs_chat_template: bool = True,
 ) -> Loaded:
     """The model and tokenizer of a local directory or hub name, checked to belong together.
@@ -68,6 +75,7 @@ def load_model(
         dtype: of the weights. Training wants float32, and autocast for the arithmetic.
         attention: `documents` attends per packed document; `sdpa` and `eager` are transformers' own.
         device: where the weights go.
+        quantization: of linear layers, which then cannot be trained; an adapter on them can.
         needs_chat_template: False for training on plain text.
 
     Raises:
@@ -82,6 +90,7 @@ def load_model(
             _place(path),
             dtype=dtype,
             attn_implementation=attention,
+            quantization_config=quantization,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
@@ -91,6 +100,12 @@ def load_model(
     _check_complete(path, pair[1])
     _check_vocabulary(path, model, tokenizer)
     module: nn.Module = model
+    layer: Any
+    for layer in module.modules():
+        # For evaluation some CPUs have a faster kernel, for which 4-bit weights are rearranged in place: they would
+        # have another digest after that, and could not be trained under.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     module.to(device)
     check_documents_stay_apart(model, path)
     return Loaded(model.train(), tokenizer)

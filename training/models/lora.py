@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from training.config import LoraConfig
 from training.errors import ModelError
+from training.models.quantize import dequantized, is_quantized
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,8 +61,11 @@ def merged(model: "PeftModel") -> "PreTrainedModel":
     """A copy of the base model with the adapter added into its weights; the given model stays as it is.
 
     Takes the memory of a second model. Merging in place and subtracting again would not give back the same weights.
+    4-bit weights become the numbers that they stand for, since the adapter was trained on those: adding it to the
+    weights before quantization, or quantizing the sum again, would be another model.
     """
-    base: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    copied = dequantized(model) if is_quantized(model) else copy.deepcopy(model)
+    base: PreTrainedModel = copied.merge_and_unload(safe_merge=True)
     return base
 
 

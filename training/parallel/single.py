@@ -1,5 +1,6 @@
 """The backend of one process, and the look around that tells the plan where it is."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,6 +17,10 @@ ACCELERATORS = ("cuda", "xpu")
 """Device types the toolkit is written for, best first. ROCm calls itself cuda."""
 
 
+OPTIONAL_PACKAGES = ("bitsandbytes",)
+"""What only some settings need."""
+
+
 def machine() -> Machine:
     """This machine: its accelerators, the threads that this process may use rather than all there are, and the ranks.
 
@@ -30,6 +35,7 @@ def machine() -> Machine:
         num_accelerators=getattr(torch, present[0]).device_count() if present else 0,
         num_ranks=world.num_ranks if world else None,
         num_ranks_here=world.num_ranks_here if world else 1,
+        packages=tuple(name for name in OPTIONAL_PACKAGES if importlib.util.find_spec(name)),
     )
 
 

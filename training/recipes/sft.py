@@ -47,6 +47,7 @@ from training.models.forward import logprobs
 from training.models.head import chunked_head
 from training.models.load import load_model
 from training.models.lora import add_adapter
+from training.models.quantize import nf4
 from training.optimizer import adamw
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
@@ -73,6 +74,8 @@ def sft(plan: Plan) -> RunSummary:
     # What every rank would spend seconds on is imported once, before they fork.
     if plan.lora:
         import peft  # noqa: F401 - for the ranks
+    if plan.quantization != "none":
+        import bitsandbytes  # noqa: F401 - for the ranks
     if plan.backend == "fsdp":
         import training.parallel.fsdp  # noqa: F401 - for the ranks
     if plan.backend == "deepspeed" and plan.device == "cpu":
@@ -116,10 +119,12 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     # An adapter's config names its base model, and should name it from anywhere.
     base = Path(plan.model_path).expanduser()
     base_path = str(base.resolve()) if base.is_dir() else plan.model_path
+    quantization = nf4(plan.precision) if plan.quantization == "nf4" else None
     model, tokenizer = load_model(
         base_path,
         attention=plan.attention,
         device=backend.loads_on,
+        quantization=quantization,
         needs_chat_template=plan.data_kind == "chat",
     )
     data = read_data(plan, tokenizer)
@@ -238,7 +243,9 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         )
 
     def built() -> nn.Module:
-        again = load_model(base_path, attention=plan.attention, needs_chat_template=False).model
+        again = load_model(
+            base_path, attention=plan.attention, quantization=quantization, needs_chat_template=False
+        ).model
         return add_adapter(again, plan.lora) if plan.lora else again
 
     kinds = plan.exports if outcome.stopped_by is None else ()

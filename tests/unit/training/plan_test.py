@@ -21,7 +21,7 @@ from training.config import (
 from training.errors import PlanRefused
 from training.plan import Machine, Plan, Refusal, plan
 
-MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16)
+MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes",))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
@@ -162,6 +162,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "parallel.collective_seconds_max: 9, with a single process; expected ranks to wait for. hint: leave it out",
     ),
     (
+        {"model": ModelConfig("m", quantization="nf4")},
+        "model.quantization: nf4, without lora; expected an adapter, since weights of 4 bits are not trained. hint: "
+        "add --lora, or leave the setting out",
+    ),
+    (
         {"run": RunConfig("o", num_epochs=2, num_steps=10)},
         "run.num_epochs: 2, while run.num_steps is 10; expected one of the two. hint: leave out the one you do "
         "not mean",
@@ -226,6 +231,17 @@ def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:
     answer = plan(config, machine)
     assert isinstance(answer, Plan)
     return answer
+
+
+def test_settings_that_need_a_package_are_refused_where_it_is_not() -> None:
+    changed = replace(BASE, model=ModelConfig("m", quantization="nf4"), lora=LoraConfig())
+    assert isinstance(plan(changed, MACHINE), Plan)
+    answer = plan(changed, replace(MACHINE, packages=()))
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == (
+        "model.quantization: nf4, without the package bitsandbytes; expected a Python in which it is installed. hint: "
+        "install bitsandbytes, or leave the setting out"
+    )
 
 
 def test_what_is_left_open_is_decided_by_the_rest() -> None:
