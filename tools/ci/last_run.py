@@ -11,6 +11,9 @@ from pathlib import Path
 from tools.ci.cells import BadFile, Cell, Verdict, parse_verdict, read_matrix, verdicts_in
 from tools.ci.events import Build, Failure, Result, build_of, of_bazel, outputs_of, read_events, results_of
 
+#: Where --config=ci lets Bazel write the events, below the workspace.
+EVENTS = Path(".plumbline/events.json")
+
 #: The target that writes every cell of the smoke tier, refused ones included.
 MATRIX = "//tests/smoke:matrix"
 

@@ -19,8 +19,10 @@ from markupsafe import Markup, escape
 
 from tools.ci import views
 from tools.ci.cells import Verdict
+from tools.ci.drift import Past
 from tools.ci.last_run import STATES, Outcome, Run
 from tools.ci.plots import Plot, curves, distance
+from tools.ci.proofs import Ledger
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,20 +32,28 @@ TAIL_LINES, TAIL_CHARACTERS = 200, 16_000
 #: Colours, cursor movements and the like, which a terminal would take for itself and a page may not hold.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
-MEANINGS = {**STATES, "cached": "proven earlier, and nothing that it depends on has changed since"}
+MEANINGS = {
+    **STATES,
+    "cached": "proven earlier, and nothing that it depends on has changed since",
+    "proven elsewhere": "of the unproven, those that docs/proofs has a proof of",
+}
 
 
-def render(run: Run, facts: Mapping[str, str], past: Mapping[str, Any] | None = None) -> str:
+def render(
+    run: Run, facts: Mapping[str, str], past: Mapping[str, Past] | None = None, ledgers: Sequence[Ledger] = ()
+) -> str:
     """The page.
 
     Args:
         run: what happened.
         facts: what else the head of the page says of the run, such as the commit.
-        past: for each cell's key, its plot over commits (tools/ci/history.py), where there is a history.
+        past: for each cell's key, its plot over commits, where there is a history.
+        ledgers: what was proven on other hardware, for the cells that this machine cannot run.
     """
     refusals, unproven = views.refusals_of(run), views.unproven_of(run)
+    elsewhere = {cell: ledger for ledger in ledgers for cell in ledger.cells}
     anchors = _anchors(run, refusals, unproven)
-    environment = _environment(anchors, past or {})
+    environment = _environment(anchors, past or {}, elsewhere)
     infrastructure = views.failures_of(run, infrastructure=True)
     missing = run.in_state("missing")
     failures = [
@@ -90,14 +100,20 @@ def render(run: Run, facts: Mapping[str, str], past: Mapping[str, Any] | None = 
         cached=cached,
         cached_seconds=sum(result.seconds for result in cached),
         unproven=unproven,
+        ledgers=ledgers,
+        num_elsewhere=sum(kind(outcome, elsewhere) == "proven elsewhere" for outcome in run.outcomes),
         refusals=refusals,
         shown=sorted(shown, key=lambda outcome: list(STATES).index(outcome.state)),
     )
 
 
-def kind(outcome: Outcome) -> str:
-    """The state of a cell in the word that the page uses; proven from the cache is a kind of its own."""
-    return "cached" if outcome.state == "proven" and outcome.cached else outcome.state
+def kind(outcome: Outcome, elsewhere: Mapping[str, Ledger]) -> str:
+    """The state of a cell in the word that the page uses: what is cached, or proven elsewhere, is a kind of its own."""
+    if outcome.state == "proven" and outcome.cached:
+        return "cached"
+    if outcome.state == "unproven" and outcome.cell.key in elsewhere:
+        return "proven elsewhere"
+    return outcome.state
 
 
 def took(seconds: float) -> str:
@@ -164,7 +180,9 @@ def features(names: Sequence[str]) -> Markup:
     return Markup(" + ").join(wbr(name) for name in names) if names else Markup("no feature")
 
 
-def _environment(anchors: Mapping[int, str], past: Mapping[str, Any]) -> jinja2.Environment:
+def _environment(
+    anchors: Mapping[int, str], past: Mapping[str, Past], elsewhere: Mapping[str, Ledger]
+) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -181,7 +199,8 @@ def _environment(anchors: Mapping[int, str], past: Mapping[str, Any]) -> jinja2.
         "features": features,
         "figure": figure,
         "history": lambda outcome: past.get(outcome.cell.key),
-        "kind": kind,
+        "kind": lambda outcome: kind(outcome, elsewhere),
+        "proof": lambda outcome: _proof(outcome, elsewhere),
         "label": wbr,
         "log": log,
         "tail": tail,
@@ -191,6 +210,15 @@ def _environment(anchors: Mapping[int, str], past: Mapping[str, Any]) -> jinja2.
     }
     environment.filters.update(filters)
     return environment
+
+
+def _proof(outcome: Outcome, elsewhere: Mapping[str, Ledger]) -> str:
+    """Where and when an unproven cell was proven, if docs/proofs says so."""
+    ledger = elsewhere.get(outcome.cell.key)
+    if outcome.state != "unproven" or not ledger:
+        return ""
+    proof = ledger.cells[outcome.cell.key]
+    return f"proven on {ledger.name} at {proof['commit'][:10]}, {proof['date']}"
 
 
 def _anchors(run: Run, refusals: list[views.Reason], unproven: list[views.Reason]) -> dict[int, str]:

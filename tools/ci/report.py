@@ -10,17 +10,21 @@ failed and nothing is missing, the same as the count's (tools/ci/count.py).
 import argparse
 import json
 import os
-import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.ci.cells import BadFile
+from tools.ci.checkout import commit_of
+from tools.ci.drift import Past, by_cell, past_of
 from tools.ci.formats import junit, markdown, record
-from tools.ci.last_run import read_run
+from tools.ci.last_run import EVENTS, Run, read_run
 from tools.ci.page import render
+from tools.ci.proofs import FOLDER, Ledger, read_ledgers
+from tools.ci.store import default_store, read_store, record_of
 from tools.ci.views import headline
 
-#: Where --config=ci lets Bazel write, below the workspace.
-EVENTS = Path(".plumbline/events.json")
+#: Below the workspace.
 OUT = Path(".plumbline/report")
 
 
@@ -30,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="report", description="Turns the last run into a page and files for CI.")
     parser.add_argument("--events", type=Path, default=EVENTS, help="what --build_event_json_file wrote")
     parser.add_argument("--matrix", type=Path, help="the matrix file; by default the one that the run built")
+    parser.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write to")
     parser.add_argument(
         "--expect", action="append", default=[], metavar="TIER", help="a tier that must have run a test"
@@ -40,10 +45,11 @@ def main(arguments: list[str]) -> int:
         print(f"report: {events}: there is no run to report on. hint: ./bazelw test //... --config=ci", file=sys.stderr)
         return 2
     run = read_run(events, options.expect, workspace / options.matrix if options.matrix else None)
-    facts = commit_of(workspace)
+    known = known_of(workspace, workspace / options.store if options.store else default_store(os.environ), run)
+    facts = known.facts
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("index.html", render(run, facts)),
+        ("index.html", render(run, facts, known.past, known.ledgers)),
         ("junit.xml", junit(run)),
         ("report.json", json.dumps(record(run, facts), indent=1, allow_nan=False) + "\n"),
         ("summary.md", markdown(run, facts)),
@@ -54,17 +60,39 @@ def main(arguments: list[str]) -> int:
     return 0 if green else 1
 
 
-def commit_of(workspace: Path) -> dict[str, str]:
-    """The commit of a checkout and its subject, and whether files differ from it; nothing where there is no git."""
-    found = {}
-    for name, command in (("commit", ("log", "-1", "--format=%H %s")), ("status", ("status", "--porcelain"))):
-        try:
-            done = subprocess.run(["git", "-C", str(workspace), *command], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return {}
-        found[name] = done.stdout.strip()
-    commit, _, subject = found["commit"].partition(" ")
-    return {"commit": commit[:12], "subject": subject, **({"files": "changed since"} if found["status"] else {})}
+@dataclass
+class Known:
+    """What is known beside the run itself."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    past: dict[str, Past] = field(default_factory=dict)
+    ledgers: list[Ledger] = field(default_factory=list)
+
+
+def known_of(workspace: Path, store: Path, run: Run) -> Known:
+    """The commit, the history of the run's cells and the ledgers. What of it cannot be read is a fact of the page."""
+    known = Known()
+    commit = commit_of(workspace)
+    if commit:
+        known.facts = {"commit": f"{commit.name} {commit.subject}"}
+    records, problems = read_store(store)
+    histories = by_cell(records)
+    name = commit.name if commit else "this run"
+    for outcome in run.outcomes:
+        if outcome.verdict:
+            now = record_of(outcome.verdict, name, "")
+            history = histories.get((now.cell, now.hardware), [])
+            if history and now.digest not in {record.digest for record in history}:
+                history = [*history, now]
+            if past := past_of(history):
+                known.past[outcome.cell.key] = past
+    if problems:
+        known.facts["history"] = problems[0]
+    try:
+        known.ledgers = read_ledgers(workspace / FOLDER)
+    except BadFile as error:
+        known.facts["proofs"] = str(error)
+    return known
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -8,13 +7,18 @@ import pytest
 from tests.unit.tools.ci import smoke_files
 from tests.unit.tools.ci.runs import PASS, Run, Smoke, fail
 from tools.ci import count
-from tools.ci.report import commit_of, main
+from tools.ci.cells import parse_verdict
+from tools.ci.checkout import Commit
+from tools.ci.proofs import prove
+from tools.ci.report import main
+from tools.ci.store import append, record_of
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ".plumbline").mkdir()
     monkeypatch.setenv("BUILD_WORKSPACE_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("PLUMBLINE_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -69,16 +73,33 @@ def test_without_a_run_the_command_says_how_to_make_one(workspace: Path, capsys:
     assert capsys.readouterr().err.endswith("there is no run to report on. hint: ./bazelw test //... --config=ci\n")
 
 
-def git(folder: Path, *words: str) -> None:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
+def test_the_page_knows_the_history_and_what_was_proven_elsewhere(workspace: Path) -> None:
+    here = smoke_files.cell("cpu", "single", 1, ())
+    there = smoke_files.cell("nvidia", "single", 1, ())
+    cpu = parse_verdict(smoke_files.verdict(here, seed=1), "v")
+    gpu = parse_verdict(smoke_files.verdict(there, hardware={"accelerators": [{"name": "H100"}]}), "v")
+    append(workspace / "h.jsonl", [record_of(cpu, "aaaa", "2026-11-24")])
+    prove(workspace / "docs/proofs", [gpu], Commit("0123456789abcdef", "", "2026-11-23", changed=False))
+    run = Smoke(workspace / ".plumbline", here, there)
+    run.cell(here)
+    run.skipped(there["target"], "skipped", tags=("gpu-nvidia",))
+    run.write()
+    assert main(["--store=h.jsonl"]) == 0
+    html = (workspace / ".plumbline/report/index.html").read_text()
+    assert "2 measurements on 2x-example-9000-" in html
+    assert "sft_single_x1: proven elsewhere: proven on 1x-h100-" in html
+    assert "at 0123456789, 2026-11-23" in html
+    assert "1 cell on 1x-h100-" in html
 
 
-def test_the_commit_is_named_and_whether_files_differ_from_it(tmp_path: Path) -> None:
-    assert commit_of(tmp_path) == {}
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "commit", "--allow-empty", "--quiet", "-m", "A subject\n\nand a body")
-    found = commit_of(tmp_path)
-    assert (len(found["commit"]), found["subject"], "files" in found) == (12, "A subject", False)
-    (tmp_path / "new").write_text("")
-    assert commit_of(tmp_path)["files"] == "changed since"
+def test_a_history_or_a_ledger_that_cannot_be_read_is_said_on_the_page_and_hides_nothing(workspace: Path) -> None:
+    run = Run(workspace / ".plumbline")
+    run.test("//tests/unit:a", {"test_one": PASS})
+    run.write()
+    (workspace / "h.jsonl").write_text("{\n")
+    (workspace / "docs/proofs").mkdir(parents=True)
+    (workspace / "docs/proofs/a.json").write_text("{")
+    assert main(["--store=h.jsonl"]) == 0
+    html = (workspace / ".plumbline/report/index.html").read_text()
+    assert "h.jsonl:1: is no record" in html
+    assert "a.json: is no ledger" in html

@@ -1,0 +1,114 @@
+"""The history of the smoke cells: what was measured at which commit, whether it drifted, and what is proven for good.
+
+    ./bazelw run //tools/ci:history -- append       adds the last run's verdicts to the store
+    ./bazelw run //tools/ci:history -- compare      says what drifted, and draws each cell over commits
+    ./bazelw run //tools/ci:history -- prove        enters the proven cells into docs/proofs, one file for each hardware
+
+Verdicts come from the last run's build events, or from a folder (`--verdicts`) where pytest alone left them: this needs
+no more than a Python, so that it also runs where a card is and Bazel is not.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.ci.cells import BadFile, Verdict, parse_verdict, verdicts_in
+from tools.ci.checkout import commit_of
+from tools.ci.drift import by_cell, drifts, over_commits
+from tools.ci.last_run import EVENTS, read_run
+from tools.ci.proofs import FOLDER, prove
+from tools.ci.store import append, default_store, read_store, record_of
+
+OUT = Path(".plumbline/history")
+
+
+def main(arguments: list[str]) -> int:
+    """Does one of the three; 0 if nothing is wrong, 1 if something drifted, 2 if it could not be done."""
+    options = _options(arguments)
+    workspace = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
+    store = workspace / options.store if options.store else default_store(os.environ)
+    try:
+        if options.do == "compare":
+            return _compare(store, workspace / options.out, options.seconds_ratio)
+        verdicts = _verdicts(workspace, options.verdicts, options.events)
+        if options.do == "append":
+            return _append(store, verdicts, workspace)
+        return _prove(verdicts, workspace)
+    except (BadFile, OSError) as error:
+        print(f"history: {error}", file=sys.stderr)
+        return 2
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="history", description="Keeps and compares what smoke cells measured.")
+    actions = parser.add_subparsers(dest="do", required=True)
+    for name, says in (("append", "add the last run's verdicts"), ("prove", "enter proven cells into docs/proofs")):
+        action = actions.add_parser(name, help=says)
+        action.add_argument("--events", type=Path, default=EVENTS, help="what --build_event_json_file wrote")
+        action.add_argument("--verdicts", type=Path, help="a folder with verdict.json files, instead of a run of Bazel")
+        action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
+    action = actions.add_parser("compare", help="say what drifted and draw each cell over commits")
+    action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
+    action.add_argument("--out", type=Path, default=OUT, help="folder for the plots")
+    action.add_argument("--seconds-ratio", type=float, default=1.5, help="times the usual that a phase may take")
+    return parser.parse_args(arguments)
+
+
+def _verdicts(workspace: Path, folder: Path | None, events: Path) -> list[Verdict]:
+    """The verdicts of a run of Bazel or below a folder.
+
+    Raises:
+        BadFile: there is none, or one cannot be read.
+    """
+    if folder:
+        verdicts = [parse_verdict(raw, where) for where, raw in verdicts_in(workspace / folder)]
+    else:
+        run = read_run(workspace / events)
+        verdicts = [outcome.verdict for outcome in run.outcomes if outcome.verdict]
+    if not verdicts:
+        raise BadFile(
+            f"{workspace / (folder or events)}: there is no verdict. hint: ./bazelw test //tests/smoke/... --config=ci"
+        )
+    return verdicts
+
+
+def _append(store: Path, verdicts: Sequence[Verdict], workspace: Path) -> int:
+    commit = commit_of(workspace)
+    name, date = (commit.name, commit.date) if commit else ("no commit", "")
+    added = append(store, [record_of(verdict, name, date) for verdict in verdicts])
+    there = len(verdicts) - added
+    print(f"{added} measurements added to {store}; {there} were there already, as a cached result is no new one")
+    return 0
+
+
+def _compare(store: Path, out: Path, ratio: float) -> int:
+    records, problems = read_store(store)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not records:
+        raise BadFile(f"{store}: there is no history yet. hint: ./bazelw run //tools/ci:history -- append")
+    out.mkdir(parents=True, exist_ok=True)
+    histories = by_cell(records)
+    for (cell, hardware), history in histories.items():
+        (out / f"{cell.replace('/', '_')}_{hardware}.svg").write_text(over_commits(history), encoding="utf-8")
+    found = drifts(records, ratio)
+    for drift in found:
+        print(drift)
+    count = "nothing drifted" if not found else f"{len(found)} drifts"
+    print(f"{len(records)} measurements of {len(histories)} cells, {count}; plots in {out}")
+    return 1 if found or problems else 0
+
+
+def _prove(verdicts: Sequence[Verdict], workspace: Path) -> int:
+    commit = commit_of(workspace, ignoring=(str(FOLDER),))
+    if commit is None:
+        raise BadFile(f"{workspace}: is no git checkout; expected one, since a proof is of a commit")
+    for path in prove(workspace / FOLDER, verdicts, commit):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
