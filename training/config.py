@@ -67,6 +67,10 @@ class ModelConfig:
     """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;
     `sdpa` and `eager` are transformers' own, which build the whole square mask."""
 
+    neftune_alpha: float | None = None
+    """Strength of the noise that embeddings get in training (NEFTune, arXiv 2310.05914): answers become longer and
+    more varied. 5 is usual. Default: no noise."""
+
     loss_chunk_tokens: int | None = None
     """Positions whose scores over the vocabulary are held at a time. 512 takes about a seventh of the memory of the
     loss and as long. Default: those of a whole microbatch at once."""
@@ -78,6 +82,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Checks what can be checked without opening the directory."""
         _given("model.path", self.path, "name a model directory with --model DIR")
+        if self.neftune_alpha is not None:
+            _above("model.neftune_alpha", self.neftune_alpha, 0.0, "5 is usual; leave it out for no noise")
         if self.loss_chunk_tokens is not None:
             _at_least("model.loss_chunk_tokens", self.loss_chunk_tokens, 1, "512 is usual; leave it out for no chunks")
 

@@ -72,6 +72,7 @@ class Plan:
     precision: Precision
     quantization: Quantization
     attention: Attention
+    neftune_alpha: float | None
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
     lora: LoraConfig | None
@@ -155,7 +156,8 @@ class Plan:
         adamw = f"AdamW{' (fused)' if self.fused else ''}, betas {self.betas[0]:g} {self.betas[1]:g}"
         lines = {
             "model": f"{self.model_path}, {trained}"
-            + (f" over weights in {self.quantization}" if self.quantization != "none" else ""),
+            + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
+            + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
             + (", activation checkpointing" if self.activation_checkpointing else ""),
@@ -225,6 +227,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         precision=model.precision,
         quantization=model.quantization,
         attention=model.attention,
+        neftune_alpha=model.neftune_alpha,
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
         lora=config.lora,

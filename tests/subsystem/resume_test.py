@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full, model with dropout": {"architecture_dropout": 0.2},
     "lora": {"lora": LoraConfig(rank=2, dropout=0.25)},
     "bf16": {"precision": "bf16"},
+    "full, noise": {"neftune_alpha": 5.0},
     "qlora, bf16": {"lora": LoraConfig(rank=2, dropout=0.25), "quantization": "nf4", "precision": "bf16"},
 }
 

@@ -47,6 +47,7 @@ from training.models.forward import logprobs
 from training.models.head import chunked_head
 from training.models.load import load_model
 from training.models.lora import add_adapter
+from training.models.neftune import add_noise
 from training.models.quantize import nf4
 from training.optimizer import adamw
 from training.parallel.backend import Backend
@@ -128,6 +129,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         needs_chat_template=plan.data_kind == "chat",
     )
     data = read_data(plan, tokenizer)
+    if plan.neftune_alpha:
+        add_noise(model, plan.neftune_alpha)
     trained: nn.Module = add_adapter(model, plan.lora) if plan.lora else model
     trained.train()
     if plan.activation_checkpointing:
@@ -136,7 +139,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     trained = backend.wrap(trained)
     scored = partial(logprobs, trained, head=head)
-    # From here on only dropout draws, and ranks that drew alike would drop the same places of different samples.
+    # From here on only dropout and noise draw, and ranks that drew alike would drop the same places of different
+    # samples.
     torch.manual_seed(plan.seed + backend.rank)
     made = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
     optimizer = backend.wrap_optimizer(trained, made)

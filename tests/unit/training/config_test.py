@@ -29,6 +29,12 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     (ModelConfig, "path", "", "model.path: nothing; expected a path. hint: name a model directory with --model DIR"),
     (
         ModelConfig,
+        "neftune_alpha",
+        0.0,
+        "model.neftune_alpha: 0.0; expected a finite number above 0.0. hint: 5 is usual; leave it out for no noise",
+    ),
+    (
+        ModelConfig,
         "loss_chunk_tokens",
         0,
         "model.loss_chunk_tokens: 0; expected a finite number of at least 1. hint: 512 is usual; leave it out for no "
