@@ -207,13 +207,21 @@ def field_docs(config: type) -> dict[str, str]:
 
 
 def short_names() -> Mapping[str, str]:
-    """The full name of each short one: `run.out` of `out`. `model` and `data` stand for the path in their section."""
+    """The full name of each short one: `run.out` of `out`.
+
+    `model` and `data` stand for the path in their section, `optimizer` for its kind.
+    """
     full: dict[str, list[str]] = {}
     for section, hint in get_type_hints(SftConfig).items():
         for field in fields(_section_type(hint)):
             full.setdefault(field.name, []).append(f"{section}.{field.name}")
     unambiguous = {name: names[0] for name, names in full.items() if len(names) == 1}
-    return unambiguous | {"model": "model.path", "data": "data.path"}
+    return unambiguous | {
+        "model": "model.path",
+        "data": "data.path",
+        "kind": "data.kind",
+        "optimizer": "optimizer.kind",
+    }
 
 
 def expanded(words: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ Attention = Literal["documents", "sdpa", "eager"]
 DataKind = Literal["chat", "text"]
 OnBadSample = Literal["stop", "skip"]
 OnLongSample = Literal["stop", "skip", "truncate"]
+OptimizerKind = Literal["adamw", "adamw_8bit", "muon"]
 ScheduleShape = Literal["constant", "linear", "cosine", "wsd"]
 Device = Literal["auto", "cpu", "cuda", "xpu"]
 Resume = Literal["auto", "never", "must"]
@@ -161,7 +162,12 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) and the clip in front of it."""
+    """How a gradient becomes an update, and the clip in front of it."""
+
+    kind: OptimizerKind = "adamw"
+    """`adamw` (arXiv 1711.05101); `adamw_8bit` keeps its moments in 8 bits, a quarter of the memory; `muon` moves
+    matrices by orthogonalized momentum (arXiv 2502.16982), and embeddings, head and norms as adamw does. The last two
+    need whole weights on each rank."""
 
     learning_rate_peak: float | None = None
     """Learning rate at the top of the schedule. Default: 2e-5 for all weights, 2e-4 for an adapter, which starts from
@@ -180,14 +186,20 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     """Added to the root of the second moment, so that a quiet weight is not divided by zero."""
 
-    fused: bool = True
-    """One kernel for the whole update instead of a loop over weights: faster, the same formula, other last digits."""
+    momentum: float | None = None
+    """Share of the old momentum kept at each step. Default: 0.95. Only for muon."""
+
+    fused: bool | None = None
+    """AdamW in one kernel instead of a loop over weights: faster, the same formula, other last digits. Default: true.
+    Not for adamw_8bit, which has one way."""
 
     gradient_norm_max: float | None = 1.0
     """Gradients are scaled down to this L2 norm over all weights if they exceed it. null (None) never scales."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges in which AdamW is defined."""
+        """Checks the ranges in which the formulas are defined."""
+        if self.momentum is not None:
+            _fraction("optimizer.momentum", self.momentum, "0.95 is usual")
         if self.learning_rate_peak is not None:
             _above(
                 "optimizer.learning_rate_peak",

@@ -19,6 +19,7 @@ from training.config import (
     LoraConfig,
     OnBadSample,
     OnLongSample,
+    OptimizerKind,
     Precision,
     Quantization,
     Resume,
@@ -90,9 +91,11 @@ class Plan:
     packing: bool
 
     schedule: Schedule
+    optimizer: OptimizerKind
     weight_decay: float
     betas: tuple[float, float]
     epsilon: float
+    momentum: float
     fused: bool
     gradient_norm_max: float | None
 
@@ -154,6 +157,10 @@ class Plan:
         every = f"every {self.checkpoint_steps_between} steps" if self.checkpoint_steps_between else ""
         every += (" (training goes on meanwhile) and " if self.asynchronous else " and ") if every else ""
         adamw = f"AdamW{' (fused)' if self.fused else ''}, betas {self.betas[0]:g} {self.betas[1]:g}"
+        if self.optimizer == "muon":
+            adamw = f"Muon for matrices, momentum {self.momentum:g}; {adamw}"
+        elif self.optimizer == "adamw_8bit":
+            adamw = f"{adamw}, moments in 8 bits"
         lines = {
             "model": f"{self.model_path}, {trained}"
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
@@ -248,10 +255,12 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
             decay_fraction=0.2 if schedule.decay_fraction is None else schedule.decay_fraction,
             floor_fraction=schedule.floor_fraction or 0.0,
         ),
+        optimizer=optimizer.kind,
         weight_decay=optimizer.weight_decay,
         betas=(optimizer.beta1, optimizer.beta2),
         epsilon=optimizer.epsilon,
-        fused=optimizer.fused,
+        momentum=0.95 if optimizer.momentum is None else optimizer.momentum,
+        fused=optimizer.fused is not False and optimizer.kind != "adamw_8bit",
         gradient_norm_max=optimizer.gradient_norm_max,
         num_epochs=None if run.num_steps else (run.num_epochs or 1),
         num_steps=run.num_steps,
@@ -318,6 +327,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             "something to compute a validation loss on",
             "hold samples out with --data.validation_fraction 0.05",
         )
+    yield from _optimizer_refusals(config, machine)
     if schedule.decay_fraction is not None and schedule.shape != "wsd":
         got = f"{schedule.decay_fraction:g}, while schedule.shape is {schedule.shape}"
         yield Refusal(
@@ -406,6 +416,25 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
 
 def _kind_of_adapter(lora: LoraConfig) -> str:
     return ("DoRA" if lora.dora else "LoRA") + (" (rank-stabilized)" if lora.rank_stabilized else "")
+
+
+def _optimizer_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """The rules of what each optimizer can be given."""
+    optimizer = config.optimizer
+    backend = _backend(config, _place(config, machine)[0])
+    if optimizer.kind != "adamw" and backend not in ("single", "ddp"):
+        yield Refusal(
+            "optimizer.kind",
+            f"{optimizer.kind}, with {backend}, which cuts weights into parts",
+            "adamw, or a backend that keeps each weight whole: single or ddp",
+            "add --backend ddp, or leave the setting out",
+        )
+    if optimizer.momentum is not None and optimizer.kind != "muon":
+        got = f"{optimizer.momentum:g}, with {optimizer.kind}"
+        yield Refusal("optimizer.momentum", got, "muon", "leave it out; the momentum of adamw is beta1")
+    if optimizer.fused is not None and optimizer.kind == "adamw_8bit":
+        got = f"{str(optimizer.fused).lower()}, with adamw_8bit"
+        yield Refusal("optimizer.fused", got, "adamw or muon", "leave it out: adamw_8bit has one way")
 
 
 def _exports(config: SftConfig) -> tuple[ExportKind, ...]:

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.support.examples import random_examples
-from tests.support.tolerances import RANKS_FP32_RELATIVE
+from tests.support.tolerances import RANKS_COARSE_OPTIMIZER_RELATIVE, RANKS_FP32_RELATIVE
 from training.algorithms.sft import Sft
-from training.config import LoraConfig
+from training.config import LoraConfig, OptimizerKind
 from training.data.batch import Batch
 from training.data.loader import Loader
 from training.metrics.records import StepRecord
 from training.models.lora import add_adapter
 from training.models.tiny import Architecture, tiny_model
-from training.optimizer import adamw
+from training.optimizer import optimizer_of
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
 from training.parallel.deepspeed import Deepspeed, preload
@@ -56,6 +56,7 @@ class Kind:
     offload: bool = False
     keep_gathered: bool = False
     stage: int = 0
+    optimizer: OptimizerKind = "adamw"
     is_mean_per_rank: bool = False
     """The planted bug."""
 
@@ -110,8 +111,10 @@ def train(kind: Kind, world: World | None) -> list[Taken]:
             base.activation_checkpointing_enable({"use_reentrant": False})
         model = backend.wrap(model)
         # With a smaller epsilon a gradient that is all rounding is a full update, whose sign is a matter of luck.
-        optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True)
-        optimizer = backend.wrap_optimizer(model, optimizer)
+        made = optimizer_of(
+            kind.optimizer, model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True, momentum=0.95
+        )
+        optimizer = backend.wrap_optimizer(model, made)
         batches = Loader(
             EXAMPLES,
             samples_per_step=16,
@@ -157,7 +160,7 @@ SINGLE: dict[Kind, list[Taken]] = {}
 
 def worst(kind: Kind) -> tuple[float, float, float]:
     """Largest relative difference from a single process of any step's loss, norm, and weights."""
-    alone = Kind("single", num_ranks=1, architecture=kind.architecture, lora=kind.lora)
+    alone = Kind("single", num_ranks=1, architecture=kind.architecture, lora=kind.lora, optimizer=kind.optimizer)
     if alone not in SINGLE:
         SINGLE[alone] = launch(lambda world: train(alone, None), 1, method="fork")
     ours = launch(partial(train, kind), kind.num_ranks, method="fork")
@@ -207,6 +210,11 @@ def name_of(kind: Kind) -> str:
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_ranks_take_the_step_of_one_process(kind: Kind) -> None:
     assert max(worst(kind)) <= RANKS_FP32_RELATIVE
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])
+def test_ranks_take_the_step_of_one_process_as_far_as_the_optimizer_is_exact(optimizer: OptimizerKind) -> None:
+    assert max(worst(Kind("ddp", optimizer=optimizer))) <= RANKS_COARSE_OPTIMIZER_RELATIVE
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "lora": LoraConfig(rank=2, dropout=0.25),
     },
     "ddp, all weights": {"backend": "ddp"},
+    "ddp, moments in 8 bits": {"backend": "ddp", "optimizer": "adamw_8bit"},
+    "ddp, muon": {"backend": "ddp", "optimizer": "muon"},
     "fsdp, all weights": {"backend": "fsdp", "checkpoint_steps_between": 1, "asynchronous": True},
     "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, lora, dropout": {"backend": "fsdp", "lora": LoraConfig(rank=2, dropout=0.25)},

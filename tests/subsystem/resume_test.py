@@ -33,6 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "full, noise": {"neftune_alpha": 5.0},
     "qlora, bf16": {"lora": LoraConfig(rank=2, dropout=0.25), "quantization": "nf4", "precision": "bf16"},
+    "moments in 8 bits": {"optimizer": "adamw_8bit", "fused": False},
+    "muon": {"optimizer": "muon"},
 }
 
 

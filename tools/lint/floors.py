@@ -52,10 +52,10 @@ SIDEWAYS = {
 
 #: The lowest floor from which a wheel may be imported. Floor 0 has none: that is what keeps most unit tests light.
 WHEELS = {
+    "bitsandbytes": 1,
     "numpy": 1,
     "rich": 1,
     "torch": 1,
-    "bitsandbytes": 2,
     "jinja2": 2,
     "peft": 2,
     "safetensors": 2,

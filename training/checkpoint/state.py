@@ -1,7 +1,7 @@
 """What has to be remembered for a run to go on as if it had never stopped, and how it is put back.
 
     parameters   every trained weight, and buffers that belong to the model's state
-    moments      each weight's two moments and its step count, under the weight's name
+    moments      what the optimizer keeps for each weight, under the weight's name: moments, a count of steps
     random       states of the random generators: dropout draws from them
 
 The rest is a function of the step number: the learning rate, the order of samples, the next batch. What is frozen (all
@@ -28,13 +28,19 @@ from training.parallel.shards import part_as, part_of, shape_of, sharded_as
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
 
+NO_GRADIENT_YET = "no gradient yet"
+"""Stands for the moments of a weight that no sample has reached, and which has none: absent, they would look lost."""
+
+BESIDE_MOMENTS = ("absmax", "qmap")
+"""Beginnings of what an 8-bit optimizer keeps beside moments: a scale for each block, and tables of codes."""
+
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """This rank's part of the tensors of the model, the optimizer and the random generators, not copied."""
     moments = {
-        f"{name}/{key}": part_of(value)
+        f"{name}/{key}": _tensor(key, value)
         for name, parameter in _trained(model).items()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in (optimizer.state[parameter] or {NO_GRADIENT_YET: 0}).items()
     }
     generators = {"cpu": torch.get_rng_state(), "python": _python_generator()}
     for device in _accelerators(model):
@@ -85,20 +91,25 @@ def restore(
         parameter: number
         for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"])
     }
-    states: dict[int, dict[str, Tensor]] = {number: {} for number in number_of.values()}
+    states: dict[int, dict[str, Tensor | int]] = {number: {} for number in number_of.values()}
     for full_name, value in tensors["moments"].items():
         name, _, key = full_name.rpartition("/")
         if name not in trained:
             raise _differs(name, "moments of a weight that this model does not train", "the same weights")
         expected = part_of(trained[name]).shape
-        if value.ndim and value.shape != expected:
+        if value.ndim and not key.startswith(BESIDE_MOMENTS) and value.shape != expected:
             raise _differs(full_name, f"shape {list(value.shape)}", f"shape {list(expected)}")
-        # A moment has its weight's shape and is sharded with it; a count of steps is a number.
-        states[number_of[trained[name]]][key] = sharded_as(value, trained[name]) if value.ndim else value
-    complete = {key for state in states.values() for key in state}
-    for name, parameter in trained.items():
-        if not complete or states[number_of[parameter]].keys() != complete:
-            raise _differs(name, "a trained weight without all its moments", "both moments of each trained weight")
+        states[number_of[trained[name]]][key] = _value(key, value, trained[name])
+    name_of = {parameter: name for name, parameter in trained.items()}
+    for group in optimizer.param_groups:
+        of_group = {parameter: states[number_of[parameter]] for parameter in group["params"]}
+        complete = {key for state in of_group.values() for key in state} - {NO_GRADIENT_YET}
+        for parameter, state in of_group.items():
+            if state.keys() == {NO_GRADIENT_YET}:
+                state.clear()
+            elif not complete or state.keys() != complete:
+                name = name_of[parameter]
+                raise _differs(name, "a trained weight without all its moments", "all moments of each trained weight")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
     if is_whole:
@@ -107,6 +118,22 @@ def restore(
     _set_python_generator(tensors["random"]["python"])
     for device in _accelerators(model):
         torch.get_device_module(device).set_rng_state(tensors["random"][str(device)].cpu(), device)
+
+
+def _tensor(key: str, value: Tensor | int) -> Tensor:
+    """What an optimizer keeps, as a checkpoint holds it; not copied, but for tables that many weights share."""
+    if isinstance(value, int):
+        return torch.tensor(value)
+    return value.clone() if key.startswith(BESIDE_MOMENTS) else part_of(value)
+
+
+def _value(key: str, saved: Tensor, weight: Tensor) -> Tensor | int:
+    """The same as the optimizer has it: a moment is sharded with its weight, and a whole number is an int."""
+    if not saved.ndim and saved.dtype == torch.int64:
+        return int(saved)
+    # Copied: what was loaded is mapped to its file, which takes up the disk as long as anything holds on to it.
+    own = saved.clone()
+    return sharded_as(own, weight) if own.ndim and not key.startswith(BESIDE_MOMENTS) else own
 
 
 def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> Tensors:

@@ -49,7 +49,7 @@ from training.models.load import load_model
 from training.models.lora import add_adapter
 from training.models.neftune import add_noise
 from training.models.quantize import nf4
-from training.optimizer import adamw
+from training.optimizer import optimizer_of
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
 from training.parallel.launch import launch
@@ -142,7 +142,15 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     # From here on only dropout and noise draw, and ranks that drew alike would drop the same places of different
     # samples.
     torch.manual_seed(plan.seed + backend.rank)
-    made = adamw(trained, weight_decay=plan.weight_decay, betas=plan.betas, epsilon=plan.epsilon, fused=plan.fused)
+    made = optimizer_of(
+        plan.optimizer,
+        trained,
+        weight_decay=plan.weight_decay,
+        betas=plan.betas,
+        epsilon=plan.epsilon,
+        fused=plan.fused,
+        momentum=plan.momentum,
+    )
     optimizer = backend.wrap_optimizer(trained, made)
     algorithm = Sft()
 

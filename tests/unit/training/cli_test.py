@@ -79,6 +79,11 @@ def test_lora_alone_or_with_any_of_its_settings_trains_an_adapter() -> None:
     assert typed("--target-modules", '["q_proj","v_proj"]').lora == LoraConfig(target_modules=("q_proj", "v_proj"))
 
 
+def test_optimizer_and_kind_of_data_are_chosen_by_a_word() -> None:
+    chosen = typed("--optimizer", "muon", "--kind", "text")
+    assert (chosen.optimizer.kind, chosen.data.kind) == ("muon", "text")
+
+
 def test_null_is_none() -> None:
     assert typed("--gradient-norm-max", "null").optimizer.gradient_norm_max is None
 

@@ -102,6 +102,12 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     ),
     (
         OptimizerConfig,
+        "momentum",
+        1.0,
+        "optimizer.momentum: 1.0; expected a fraction, 0 or more and below 1. hint: 0.95 is usual",
+    ),
+    (
+        OptimizerConfig,
         "epsilon",
         0.0,
         "optimizer.epsilon: 0.0; expected a finite number above 0.0. hint: 1e-8 is usual",

@@ -33,6 +33,8 @@ BASES = {
         run=RunConfig("o", num_steps=50),
         checkpoint=CheckpointConfig(steps_between=10),
     ),
+    "muon": replace(BASE, optimizer=OptimizerConfig(kind="muon")),
+    "8 bits": replace(BASE, optimizer=OptimizerConfig(kind="adamw_8bit")),
     "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
     "zero": replace(BASE, parallel=ParallelConfig(ranks=2, backend="deepspeed", zero_stage=1)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
@@ -192,6 +194,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "hint: hold samples out with --data.validation_fraction 0.05",
     ),
     (
+        {
+            "optimizer": OptimizerConfig(kind="muon"),
+            "parallel": ParallelConfig(ranks=2, backend="fsdp"),
+        },
+        "optimizer.kind: muon, with fsdp, which cuts weights into parts; expected adamw, or a backend that keeps each "
+        "weight whole: single or ddp. hint: add --backend ddp, or leave the setting out",
+    ),
+    (
+        {"optimizer": OptimizerConfig(momentum=0.9)},
+        "optimizer.momentum: 0.9, with adamw; expected muon. hint: leave it out; the momentum of adamw is beta1",
+    ),
+    (
+        {"optimizer": OptimizerConfig(kind="adamw_8bit", fused=True)},
+        "optimizer.fused: true, with adamw_8bit; expected adamw or muon. hint: leave it out: adamw_8bit has one way",
+    ),
+    (
         {"schedule": ScheduleConfig(shape="cosine", decay_fraction=0.1)},
         "schedule.decay_fraction: 0.1, while schedule.shape is cosine; expected wsd, the one shape with a decay phase. "
         "hint: leave it out, or choose wsd",
@@ -247,6 +265,9 @@ def test_settings_that_need_a_package_are_refused_where_it_is_not() -> None:
 def test_what_is_left_open_is_decided_by_the_rest() -> None:
     assert planned(BASE).schedule.peak == 2e-5
     assert planned(replace(BASE, lora=LoraConfig())).schedule.peak == 2e-4
+    assert planned(BASE).fused
+    assert not planned(replace(BASE, optimizer=OptimizerConfig(kind="adamw_8bit"))).fused
+    assert planned(replace(BASE, optimizer=OptimizerConfig(kind="muon"))).momentum == 0.95
     assert planned(BASE).exports == ("model",)
     assert planned(replace(BASE, lora=LoraConfig())).exports == ("adapter", "merged")
     assert planned(replace(BASE, checkpoint=CheckpointConfig(export="none"))).exports == ()

@@ -1,38 +1,45 @@
 """What is captured comes back bit for bit, or is refused by the name of what differs."""
 
 import copy
+import gc
 import random
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.checkpoint.state import Tensors, arrays_digest, capture, frozen_digest, restore
+from training.config import OptimizerKind
 from training.errors import CheckpointError
-from training.optimizer import adamw
+from training.optimizer import optimizer_of
 
 
 class Model(nn.Module):
-    """Two tied weights, a persistent buffer, one that is not, dropout, and a frozen layer if asked for."""
+    """Two tied weights, a matrix, a persistent buffer, one that is not, dropout, and a frozen layer if asked for."""
 
     def __init__(self, *, frozen: bool = False) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(5, 3)
-        self.norm = nn.BatchNorm1d(3)
+        self.embedding = nn.Embedding(5, 64)
+        # Just large enough for moments in 8 bits.
+        self.inner = nn.Linear(64, 64)
+        self.norm = nn.BatchNorm1d(64)
         self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(3, 5)
+        self.head = nn.Linear(64, 5)
         self.head.weight = self.embedding.weight
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
         self.embedding.requires_grad_(not frozen)
 
     def forward(self, ids: Tensor) -> Tensor:
-        output: Tensor = self.head(self.dropout(self.norm(self.embedding(ids))))
+        output: Tensor = self.head(self.dropout(self.norm(self.inner(self.embedding(ids)))))
         return output
 
 
-def optimizer_of(model: nn.Module, *, fused: bool = True) -> torch.optim.AdamW:
-    return adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8, fused=fused)
+def optimizer_for(model: nn.Module, kind: OptimizerKind = "adamw", *, fused: bool = True) -> torch.optim.Optimizer:
+    return optimizer_of(kind, model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8, fused=fused, momentum=0.9)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> list[float]:
@@ -48,20 +55,23 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) ->
     return losses
 
 
-def trained(num_steps: int = 3, *, frozen: bool = False, fused: bool = True) -> tuple[Model, torch.optim.AdamW]:
+def trained(
+    num_steps: int = 3, kind: OptimizerKind = "adamw", *, frozen: bool = False, fused: bool = True
+) -> tuple[Model, torch.optim.Optimizer]:
     torch.manual_seed(0)
     random.seed(0)
     model = Model(frozen=frozen)
-    optimizer = optimizer_of(model, fused=fused)
+    optimizer = optimizer_for(model, kind, fused=fused)
     train(model, optimizer, num_steps)
     return model, optimizer
 
 
+@pytest.mark.parametrize("kind", get_args(OptimizerKind))
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_going_on_from_a_capture_is_going_on(frozen: bool, fused: bool) -> None:
-    model, optimizer = trained(frozen=frozen, fused=fused)
-    saved = copy.deepcopy(capture(model, optimizer))
+def test_going_on_from_a_capture_is_going_on(tmp_path: Path, frozen: bool, fused: bool, kind: OptimizerKind) -> None:
+    model, optimizer = trained(kind=kind, frozen=frozen, fused=fused)
+    saved = through_files(capture(model, optimizer), tmp_path)
     expected = train(model, optimizer, 4)
 
     torch.manual_seed(99)
@@ -70,30 +80,82 @@ def test_going_on_from_a_capture_is_going_on(frozen: bool, fused: bool) -> None:
     with torch.no_grad():
         if frozen:
             other.embedding.weight.copy_(model.embedding.weight)
-    again = optimizer_of(other, fused=fused)
+    again = optimizer_for(other, kind, fused=fused)
     restore(saved, other, again)
+    # What an optimizer keeps beside moments is of other types, and must not change them.
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert kinds_of(optimizer.state[one]) == kinds_of(again.state[two])
     assert train(other, again, 4) == expected
     for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
 
 
-def test_moments_are_back_before_the_first_update() -> None:
-    model, optimizer = trained()
+def through_files(tensors: Tensors, directory: Path) -> Tensors:
+    for name, of in tensors.items():
+        save_file(of, directory / name)
+    return {name: load_file(directory / name) for name in tensors}
+
+
+def kinds_of(state: dict[str, object]) -> dict[str, object]:
+    return {
+        key: (value.dtype, value.shape) if isinstance(value, Tensor) else type(value) for key, value in state.items()
+    }
+
+
+NUM_OF_A_MATRIX = {"adamw": 3, "adamw_8bit": 7, "muon": 1}
+"""AdamW: two moments and a count; in 8 bits, of each moment a table of codes and scales as well; Muon: one moment."""
+
+
+@pytest.mark.parametrize("kind", get_args(OptimizerKind))
+def test_moments_are_back_before_the_first_update(kind: OptimizerKind) -> None:
+    model, optimizer = trained(kind=kind)
     saved = copy.deepcopy(capture(model, optimizer))
     other = Model()
-    again = optimizer_of(other)
+    again = optimizer_for(other, kind)
     restore(saved, other, again)
+    assert len(optimizer.state[model.inner.weight]) == NUM_OF_A_MATRIX[kind]
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert optimizer.state[one].keys() == again.state[two].keys()
-        assert len(optimizer.state[one]) == 3
         for key, value in optimizer.state[one].items():
-            assert torch.equal(value, again.state[two][key]), key
+            same = again.state[two][key]
+            assert torch.equal(value, same) if isinstance(value, Tensor) else value == same, key
+
+
+def test_a_weight_that_no_gradient_has_reached_goes_on_without_moments() -> None:
+    model, optimizer = trained(num_steps=0)
+    model.inner.requires_grad_(False)
+    train(model, optimizer, 2)
+    model.inner.requires_grad_(True)
+    saved = copy.deepcopy(capture(model, optimizer))
+    other = Model()
+    again = optimizer_for(other)
+    restore(saved, other, again)
+    assert again.state[other.norm.weight]
+    assert not again.state[other.inner.weight]
+    assert train(other, again, 2) == train_again(model, optimizer, saved, 2)
+
+
+def train_again(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Tensors, num_steps: int) -> list[float]:
+    restore(saved, model, optimizer)
+    return train(model, optimizer, num_steps)
+
+
+def test_what_was_mapped_from_a_file_is_let_go_of(tmp_path: Path) -> None:
+    """A file that was deleted takes up the disk as long as a process has a part of it."""
+    model, optimizer = trained()
+    saved = through_files(capture(model, optimizer), tmp_path)
+    restore(saved, model, optimizer)
+    del saved
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_capture_names_what_is_trained_and_copies_nothing() -> None:
     model, optimizer = trained(frozen=True)
     tensors = capture(model, optimizer)
     assert set(tensors["parameters"]) == {
+        "inner.weight",
+        "inner.bias",
         "norm.weight",
         "norm.bias",
         "head.bias",
@@ -101,7 +163,13 @@ def test_capture_names_what_is_trained_and_copies_nothing() -> None:
         "norm.running_var",
         "norm.num_batches_tracked",
     }
-    assert {name.rpartition("/")[0] for name in tensors["moments"]} == {"norm.weight", "norm.bias", "head.bias"}
+    assert {name.rpartition("/")[0] for name in tensors["moments"]} == {
+        "inner.weight",
+        "inner.bias",
+        "norm.weight",
+        "norm.bias",
+        "head.bias",
+    }
     assert tensors["parameters"]["head.bias"].data_ptr() == model.head.bias.data_ptr()
 
 
@@ -133,11 +201,11 @@ def test_what_differs_is_refused_by_name() -> None:
         ),
         (
             without(tensors, "moments", "head.bias"),
-            "head.bias: a trained weight without all its moments; expected both moments of each trained weight",
+            "head.bias: a trained weight without all its moments; expected all moments of each trained weight",
         ),
         (
             without(tensors, "moments", "norm.bias/exp_avg_sq"),
-            "norm.bias: a trained weight without all its moments; expected both moments of each trained weight",
+            "norm.bias: a trained weight without all its moments; expected all moments of each trained weight",
         ),
         (
             tensors | {"moments": moments | {"extra/exp_avg": torch.ones(1)}},
@@ -151,7 +219,7 @@ def test_what_differs_is_refused_by_name() -> None:
     for damaged, message in cases:
         other = Model()
         with pytest.raises(CheckpointError) as refused:
-            restore(damaged, other, optimizer_of(other))
+            restore(damaged, other, optimizer_for(other))
         assert str(refused.value) == f"checkpoint tensor {message}. hint: {hint}"
 
 
