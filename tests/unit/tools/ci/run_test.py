@@ -38,6 +38,13 @@ class Checkout:
         (self.root / name).write_text(f"#!/bin/sh\n{commands}\n")
         (self.root / name).chmod(0o755)
 
+    def reporting(self, commands: str, *, without_python: bool = False) -> None:
+        """Replaces bazelw by these shell commands, before which it makes a report, and counts if it is asked to."""
+        make = "mkdir -p .plumbline/report; echo page > .plumbline/report/index.html; exit 0"
+        report = f'[ "$3" = //tools/ci:report ] && {{ {make}; }}'
+        count = f'[ "$3" = //tools/ci:count ] && shift 4 && exec "{sys.executable}" -m tools.ci.count "$@"'
+        self.bazelw(f"{report}\n{count if without_python else ''}\n{commands}")
+
     def run(self) -> tuple[int, list[str]]:
         """The exit code and the lines of standard output, started from another folder."""
         path = os.pathsep.join([str(self.root / "bin"), "/usr/bin", "/bin"])
@@ -75,15 +82,30 @@ def prepared(folder: Path, *, red: bool = False) -> str:
     return f'cp "{events}" .plumbline/events.json\nexit {3 if red else 0}'
 
 
+REPORT = "run --config=ci //tools/ci:report -- --expect lint --expect unit --expect subsystem"
+
+
 def test_a_green_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
-    checkout.bazelw(prepared(tmp_path / "made"))
+    checkout.reporting(prepared(tmp_path / "made"))
     code, lines = checkout.run()
     assert (code, lines[-1]) == (0, "3 passed, 0 failed")
-    assert checkout.calls() == ["test //... --config=ci"]
+    assert not any("no report" in line for line in lines)
+    assert checkout.calls() == ["test //... --config=ci", REPORT]
+
+
+def test_a_report_that_is_not_made_is_said_and_hides_nothing(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.reporting(prepared(tmp_path / "made", red=True))
+    checkout.run()
+    checkout.bazelw(f'[ "$1" = run ] && echo broken && exit 1\n{prepared(tmp_path / "again", red=True)}')
+    code, lines = checkout.run()
+    assert code == 1
+    assert "no report was made: see above" in lines
+    assert "failed    //tests/unit:b: test_two: wrong" in lines
+    assert lines[-1] == "3 passed, 1 failed"
 
 
 def test_a_red_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
-    checkout.bazelw(prepared(tmp_path / "made", red=True))
+    checkout.reporting(prepared(tmp_path / "made", red=True))
     code, lines = checkout.run()
     assert (code, lines[-1]) == (1, "3 passed, 1 failed")
 
@@ -103,8 +125,7 @@ def test_the_events_of_an_earlier_run_answer_for_nothing(checkout: Checkout, tmp
 
 def test_without_a_python_on_path_bazel_runs_the_counter(checkout: Checkout, tmp_path: Path) -> None:
     checkout.python("exit 127")
-    counter = f'[ "$1" = run ] && shift 4 && exec "{sys.executable}" -m tools.ci.count "$@"'
-    checkout.bazelw(f"{counter}\n{prepared(tmp_path / 'made')}")
+    checkout.reporting(prepared(tmp_path / "made"), without_python=True)
     code, lines = checkout.run()
     assert (code, lines[-1]) == (0, "3 passed, 0 failed")
     assert checkout.calls()[1].startswith("run --config=ci //tools/ci:count -- ")
