@@ -1,11 +1,14 @@
 """Writes a checkpoint so that a process killed at any moment leaves either the old newest one or the new one.
 
-    clear leftovers → write each file, flush it, read it back for its hash → manifest → rename → pointer → rotate
+    clear leftovers → write each file, flush it, read it back for its hash → manifest → next pointer
+                    → rename the directory: the commit → rename the pointer → rotate
 
 Every arrow is a boundary, and `on_boundary` is told of each before it is crossed, with a name that says what comes
 next. Tests kill the process at every one of them; nothing else needs it.
 
 Of several ranks each writes its own files; rank 0 does the rest, and goes on only when all have got so far.
+
+After the commit nothing is written any more, so a disk that is full fails a save before it or not at all.
 
 Old checkpoints go last and in one rename each, so a half-deleted one never looks like a whole one.
 """
@@ -14,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -67,6 +71,7 @@ def save(
     """
     final = checkpoints / name_of(step)
     unfinished = checkpoints / f"{UNFINISHED}{final.name}"
+    next_pointer = checkpoints / f"{UNFINISHED}{POINTER}"
 
     def begin() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -93,15 +98,14 @@ def save(
         on_boundary("write manifest")
         _write(unfinished / MANIFEST, manifest_text(step, files), on_boundary)
         _flush(unfinished)
+        on_boundary("write pointer")
+        _write(next_pointer, f"{final.name}\n", on_boundary)
         on_boundary("commit")
         unfinished.rename(final)
         on_boundary("flush commit")
         _flush(checkpoints)
-        on_boundary("write pointer")
-        beside = checkpoints / f"{UNFINISHED}{POINTER}"
-        _write(beside, f"{final.name}\n", on_boundary)
         on_boundary("move pointer")
-        beside.rename(checkpoints / POINTER)
+        next_pointer.rename(checkpoints / POINTER)
         on_boundary("flush pointer")
         _flush(checkpoints)
         for old in committed(checkpoints)[:-num_kept]:
@@ -119,6 +123,8 @@ def save(
         if is_first:
             # Space is what a failed save most often lacks, and half-written files are the first to give some back.
             shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                next_pointer.unlink()
         raise CheckpointError(
             str(final),
             got=f"it cannot be written ({error})",

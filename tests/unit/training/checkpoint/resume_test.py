@@ -1,12 +1,16 @@
 """Where a run goes on, and what it refuses to go on with."""
 
+import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from training.checkpoint.resume import Saved, check_same, find, load
 from training.checkpoint.save import save
+from training.checkpoint.state import capture, restore
 from training.errors import CheckpointCorrupt, CheckpointError, CheckpointMissing
 
 
@@ -76,3 +80,51 @@ def test_same_run_may_go_on_and_another_is_refused_by_the_setting_that_differs()
             f"out/checkpoints/step-00000010 ({name}): {values} when it was saved; expected the same run, so that going "
             "on is exact. hint: give the setting its old value back, or start a new run in another --out"
         )
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs, so that the system cannot take it back."""
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def test_loading_maps_files_and_takes_no_memory_for_a_second_copy(tmp_path: Path) -> None:
+    weight = nn.Linear(2048, 2048, bias=False)
+    optimizer = torch.optim.AdamW(weight.parameters(), fused=True)
+    weight.weight.grad = torch.ones_like(weight.weight)
+    optimizer.step()
+    num_bytes = weight.weight.nbytes
+    tensors = capture(weight, optimizer)
+    path = save(tmp_path, 1, tensors=tensors, state={"identity": {}}, num_kept=2)
+    del tensors
+    optimizer.zero_grad()
+    before = anonymous_bytes()
+    saved = load(path)
+    assert anonymous_bytes() - before < num_bytes / 4, "three times as much is in the files"
+    restore(saved.tensors, weight, optimizer)
+    del saved
+    # The moments of before are gone, those that were loaded are there instead.
+    assert anonymous_bytes() - before < num_bytes / 4
+
+
+UNPICKLED: list[str] = []
+"""What has been made from a pickle since the hook below was set; python tells of each."""
+
+
+def test_no_pickle_is_read(tmp_path: Path) -> None:
+    def note(event: str, arguments: object) -> None:
+        if event == "pickle.find_class":
+            UNPICKLED.append(str(arguments))
+
+    # A hook stays for the life of a process, and does nothing but note.
+    sys.addaudithook(note)
+    pickle.loads(pickle.dumps(Path("a")))
+    assert UNPICKLED, "the hook would have seen one"
+    UNPICKLED.clear()
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    path = save(tmp_path, 1, tensors=capture(model, optimizer), state={"identity": {}}, num_kept=2)
+    restore(load(path).tensors, model, optimizer)
+    assert UNPICKLED == []
