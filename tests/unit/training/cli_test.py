@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -16,7 +16,7 @@ from tests.support.chats import sums, write_jsonl
 from training import cli, errors
 from training.cli import EPILOG, expanded, field_docs, main, parser, resume_command, short_names, to_config
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
-from training.models.tiny import save_tiny
+from training.models.tiny import save_tiny, tiny_tokenizer
 from training.recipes import sft as recipe
 
 LEAST = ["sft", "--model", "m", "--data", "d", "--out", "o"]
@@ -191,6 +191,76 @@ def test_missing_model_exits_with_4(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["sft", "--model", str(tmp_path / "absent"), "--data", str(data), "--out", str(tmp_path / "o")]
     assert main(words) == errors.ModelError.exit_code
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/absent: ")
+
+
+def _absent_data(place: Path) -> None:
+    (place / "chat.jsonl").unlink()
+
+
+def _lines(*lines: Any) -> Callable[[Path], object]:
+    return lambda place: write_jsonl(place / "chat.jsonl", lines)
+
+
+def _no_template(place: Path) -> None:
+    save_tiny(place / "m", template="none")
+    (place / "m/chat_template.jinja").unlink(missing_ok=True)
+
+
+def _one_token_too_many(place: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(place / "m")
+
+
+def _no_model(place: Path) -> None:
+    (place / "m/config.json").unlink()
+
+
+DOORS: dict[str, tuple[Callable[[Path], object], list[str], type[errors.PlumblineError], str]] = {
+    "absent file": (_absent_data, [], errors.DataError, "chat.jsonl: "),
+    "malformed JSON": (_lines('{"messages": ['), [], errors.SampleError, "chat.jsonl:1: "),
+    "wrong role": (
+        _lines({"messages": [{"role": "bot", "content": "?"}]}),
+        [],
+        errors.SampleError,
+        "chat.jsonl:1: message 1 has role 'bot'",
+    ),
+    "nothing to learn": (
+        _lines({"messages": [{"role": "user", "content": "?"}]}),
+        [],
+        errors.SampleError,
+        "chat.jsonl:1: no message is an assistant's",
+    ),
+    "too long": (
+        lambda place: None,
+        ["--tokens-per-sample-max", "8"],
+        errors.DataError,
+        "chat.jsonl:1: the sample has",
+    ),
+    "no chat template": (_no_template, [], errors.ModelError, "m: the tokenizer has no chat template"),
+    "another vocabulary": (_one_token_too_many, [], errors.ModelError, "m: the tokenizer has 261 tokens and the model"),
+    "absent model": (_no_model, [], errors.ModelError, "m: the directory has no config.json"),
+    "impossible setting": (lambda place: None, ["--rank", "0"], errors.ConfigError, "lora.rank: 0"),
+    "no combination": (lambda place: None, ["--quantization", "nf4"], errors.ConfigError, "model.quantization: nf4"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_bad_input_is_one_line_of_four_parts_and_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], door: str
+) -> None:
+    spoil, words, kind, begins = DOORS[door]
+    monkeypatch.chdir(tmp_path)
+    save_tiny("m")
+    write_jsonl(tmp_path / "chat.jsonl", sums(3))
+    spoil(tmp_path)
+    code = main(["sft", "--model", "m", "--data", "chat.jsonl", "--out", "o", "--device", "cpu", *words])
+    assert code == kind.exit_code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: .+?: .+; expected .+\. hint: .+", said), said
+    assert begins in said
+    assert not (tmp_path / "o/checkpoints").exists()
+    assert not (tmp_path / "o/metrics.jsonl").exists()
 
 
 def test_missing_checkpoint_exits_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,32 @@ def test_equals_the_loss_that_transformers_computes(architecture: Architecture) 
     assert metrics == {}
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+def test_a_packed_batch_has_the_loss_and_gradients_that_transformers_has_for_its_samples(
+    architecture: Architecture,
+) -> None:
+    """Theirs: one sample at a time, by their own attention, as its trainer would (`num_items_in_batch`)."""
+    examples = [
+        Example(each.token_ids, (each.weights > 0).astype("float32"), each.where)
+        for each in random_examples([12, 31, 7, 20], seed=4)
+    ]
+    divisor = sum(each.weight_sum for each in examples)
+    ours, theirs = tiny_model(architecture), tiny_model(architecture)
+    loss = SFT.loss_sum(partial(logprobs, ours), microbatch(examples))[0] / divisor
+    loss.backward()
+    theirs.set_attn_implementation("sdpa")
+    total = 0.0
+    for each in examples:
+        ids = torch.from_numpy(each.token_ids.astype("int64"))[None]
+        labels = torch.where(torch.from_numpy(each.weights)[None] > 0, ids, -100)
+        part = theirs(input_ids=ids, labels=labels, use_cache=False, num_items_in_batch=torch.tensor(divisor)).loss
+        part.backward()
+        total += part.item()
+    assert loss.item() == pytest.approx(total, rel=LOSS_SUM_FP32_RELATIVE)
+    expected = {name: each.grad for name, each in theirs.named_parameters() if each.grad is not None}
+    assert_same({name: each.grad for name, each in ours.named_parameters() if each.grad is not None}, expected)
+
+
 def test_asking_for_fewer_logits_gives_the_same_sum_as_asking_for_all() -> None:
     model, pack_ = tiny_model(), microbatch(random_examples([11, 30, 5]))
     got, _ = SFT.loss_sum(partial(logprobs, model), pack_)
