@@ -139,13 +139,18 @@ def figure(number: float) -> str:
     """A small number, short."""
     if not math.isfinite(number):
         return "not a number" if math.isnan(number) else "infinite"
-    return re.sub(r"e([+-])0?", lambda sign: "e-" if sign[1] == "-" else "e", f"{number:.2g}")
+    return _plain_exponent(f"{number:.2g}")
+
+
+def _plain_exponent(text: str) -> str:
+    """A number without the sign and the zeros that nobody says: 2e-6, 1e10."""
+    return re.sub(r"e([+-])0*", lambda sign: "e" + sign[1].replace("+", ""), text)
 
 
 def value(thing: Any) -> str:
     """What a claim measured, whatever it was."""
     if isinstance(thing, float):
-        return f"{thing:.6g}"
+        return _plain_exponent(f"{thing:.6g}")
     return thing if isinstance(thing, str) else json.dumps(thing, ensure_ascii=False)
 
 

@@ -7,7 +7,8 @@ let home = null;
 
 function show(inside) {
   home = inside;
-  document.getElementById("shown-title").textContent = inside.parentElement.querySelector("summary b").textContent;
+  const title = inside.parentElement.querySelector("summary b").cloneNode(true);
+  document.getElementById("shown-title").replaceChildren(...title.childNodes);
   place.replaceChildren(...inside.childNodes);
   place.scrollTop = 0;
   dialog.showModal();

@@ -8,27 +8,27 @@ from tests.unit.tools.ci import smoke_files
 from tests.unit.tools.ci.runs import Run, Smoke, fail
 from tests.unit.tools.ci.whole_run import green_run, red_run
 from tools.ci import formats
+from tools.ci.last_run import Run as LastRun
 from tools.ci.last_run import read_run
 
 
 @pytest.fixture(scope="module")
-def red(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return red_run(tmp_path_factory.mktemp("red"))
+def red(tmp_path_factory: pytest.TempPathFactory) -> LastRun:
+    return read_run(red_run(tmp_path_factory.mktemp("red")))
 
 
-def test_the_merged_junit_file_has_every_case_once(red: Path) -> None:
-    run = read_run(red)
-    root = ElementTree.fromstring(formats.junit(run).split("\n", 1)[1])
-    assert [suite.get("name") for suite in root] == [result.label for result in run.results]
+def test_the_merged_junit_file_has_every_case_once(red: LastRun) -> None:
+    root = ElementTree.fromstring(formats.junit(red).split("\n", 1)[1])
+    assert [suite.get("name") for suite in root] == [result.label for result in red.results]
     by_name = {suite.get("name"): [case.get("name") for case in suite] for suite in root}
     assert by_name["//tests/unit/training:b_test"] == ["test_three", "test_four"]
     assert by_name["//tests/subsystem:d_test"] == ["test_five"]
-    assert root.get("failures") == str(len(run.failures))
+    assert root.get("failures") == str(len(red.failures))
     assert int(root.get("tests", "")) == len(list(root.iter("testcase")))
 
 
-def test_what_no_report_holds_is_in_the_merged_one(red: Path) -> None:
-    root = ElementTree.fromstring(formats.junit(read_run(red)).split("\n", 1)[1])
+def test_what_no_report_holds_is_in_the_merged_one(red: LastRun) -> None:
+    root = ElementTree.fromstring(formats.junit(red).split("\n", 1)[1])
     error = root.find("testsuite[@name='//tests/subsystem:c_test']/testcase/error")
     assert error is not None
     assert error.get("message") == "remote failure, without a failed case"
@@ -38,11 +38,10 @@ def test_what_no_report_holds_is_in_the_merged_one(red: Path) -> None:
     assert "unproven: no gpu-nvidia here" in skipped
 
 
-def test_the_json_file_counts_as_the_run_does(red: Path) -> None:
-    run = read_run(red)
-    made = json.loads(json.dumps(formats.record(run, {"commit": "abc"}), allow_nan=False))
-    assert (made["commit"], made["num_failed"]) == ("abc", len(run.failures))
-    assert sum(made["cell_states"].values()) == len(run.outcomes)
+def test_the_json_file_counts_as_the_run_does(red: LastRun) -> None:
+    made = json.loads(json.dumps(formats.record(red, {"commit": "abc"}), allow_nan=False))
+    assert (made["commit"], made["num_failed"]) == ("abc", len(red.failures))
+    assert sum(made["cell_states"].values()) == len(red.outcomes)
     assert sum(group["num_cells"] for group in made["refusals"]) == made["cell_states"]["refused"]
     assert {cell["state"] for cell in made["cells"]} == {"failed", "missing", "proven", "unproven", "left out"}
     assert [cell["claims"] for cell in made["cells"] if cell["state"] == "failed"] == [
@@ -60,8 +59,8 @@ def test_a_loss_that_is_no_number_is_null_in_json(tmp_path: Path) -> None:
     json.dumps(made, allow_nan=False)
 
 
-def test_the_summary_says_what_is_red_and_what_is_not_proven(red: Path) -> None:
-    text = formats.markdown(read_run(red), {"commit": "abc"})
+def test_the_summary_says_what_is_red_and_what_is_not_proven(red: LastRun) -> None:
+    text = formats.markdown(red, {"commit": "abc"})
     assert text.startswith("## 3 tests failed, 1 cell is missing and 1 target never got to a verdict.\n")
     assert "- `//tests/unit/training:b_test` test\\_three: \\</script\\>" in text
     assert "### Infrastructure\n\n- `//tests/subsystem:c_test` remote failure" in text

@@ -2,6 +2,7 @@ import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +193,13 @@ def test_durations_are_short(seconds: float, said: str) -> None:
 )
 def test_small_numbers_are_short(number: float, said: str) -> None:
     assert page.figure(number) == said
+
+
+@pytest.mark.parametrize(
+    ("thing", "said"), [(2.4e-7, "2.4e-7"), (1e10, "1e10"), (4, "4"), ("as it is", "as it is"), ([1, "é"], '[1, "é"]')]
+)
+def test_what_was_measured_is_said_as_it_is(thing: Any, said: str) -> None:
+    assert page.value(thing) == said
 
 
 def test_sizes_have_units() -> None:
