@@ -17,6 +17,9 @@ SCHEMA = 1
 #: The name of a verdict's file among a test's undeclared outputs, at any depth.
 VERDICT_FILE = "verdict.json"
 
+#: What Bazel packs a test's undeclared outputs into.
+ARCHIVE = "outputs.zip"
+
 
 class BadFile(ValueError):
     """A structured file does not hold what it should: where, got, expected."""
@@ -137,22 +140,28 @@ def read_matrix(path: Path) -> list[Cell]:
     return cells
 
 
-def verdicts_in(output: Path) -> Iterator[tuple[str, bytes]]:
-    """Each verdict file below a folder, or in an archive, of undeclared outputs: where it is, and its bytes.
+def verdicts_in(output: Path, file: str = VERDICT_FILE) -> Iterator[tuple[str, bytes]]:
+    """Each verdict below a folder, or in an archive, of undeclared outputs: where it is, and its bytes.
+
+    Args:
+        output: the folder, archives below it included; the archive; or the one file.
+        file: the name of the files that count.
 
     Raises:
         BadFile: the archive is damaged.
     """
     if output.is_dir():
-        for path in sorted(output.rglob(VERDICT_FILE)):
+        for path in sorted(output.rglob(file)):
             yield str(path), path.read_bytes()
-    elif output.name == VERDICT_FILE:
+        for path in sorted(output.rglob(ARCHIVE)):
+            yield from verdicts_in(path, file)
+    elif output.name == file:
         yield str(output), output.read_bytes()
     elif output.suffix == ".zip":
         try:
             with zipfile.ZipFile(output) as archive:
                 for name in sorted(archive.namelist()):
-                    if name.rpartition("/")[2] == VERDICT_FILE:
+                    if name.rpartition("/")[2] == file:
                         yield f"{output}!{name}", archive.read(name)
         except (zipfile.BadZipFile, OSError) as error:
             raise BadFile(

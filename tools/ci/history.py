@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.ci.cells import BadFile, Verdict, parse_verdict, verdicts_in
+from tools.ci.cells import VERDICT_FILE, BadFile, Verdict, parse_verdict, verdicts_in
 from tools.ci.checkout import commit_of
 from tools.ci.drift import by_cell, drifts, over_commits
 from tools.ci.last_run import EVENTS, read_run
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.do == "compare":
             return _compare(store, workspace / options.out, options.seconds_ratio)
-        verdicts = _verdicts(workspace, options.verdicts, options.events)
+        verdicts = _verdicts(workspace, options.verdicts, options.events, options.file)
         if options.do == "append":
             return _append(store, verdicts, workspace)
         return _prove(verdicts, workspace)
@@ -47,7 +47,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     for name, says in (("append", "add the last run's verdicts"), ("prove", "enter proven cells into docs/proofs")):
         action = actions.add_parser(name, help=says)
         action.add_argument("--events", type=Path, default=EVENTS, help="what --build_event_json_file wrote")
-        action.add_argument("--verdicts", type=Path, help="a folder with verdict.json files, instead of a run of Bazel")
+        action.add_argument("--verdicts", type=Path, help="a folder with verdict files, instead of a run of Bazel")
+        action.add_argument("--file", default=VERDICT_FILE, help="their name; benchmark.json for the benchmark's")
         action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
     action = actions.add_parser("compare", help="say what drifted and draw each cell over commits")
     action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
@@ -56,14 +57,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _verdicts(workspace: Path, folder: Path | None, events: Path) -> list[Verdict]:
+def _verdicts(workspace: Path, folder: Path | None, events: Path, file: str) -> list[Verdict]:
     """The verdicts of a run of Bazel or below a folder.
 
     Raises:
         BadFile: there is none, or one cannot be read.
     """
     if folder:
-        verdicts = [parse_verdict(raw, where) for where, raw in verdicts_in(workspace / folder)]
+        verdicts = [parse_verdict(raw, where) for where, raw in verdicts_in(workspace / folder, file)]
     else:
         run = read_run(workspace / events)
         verdicts = [outcome.verdict for outcome in run.outcomes if outcome.verdict]

@@ -33,6 +33,14 @@ LOCKS = {
     "quickstart": Lock(
         "training/quickstart/requirements.in", "training/quickstart/requirements_lock.txt", base="requirements_lock.txt"
     ),
+    "benchmark": Lock(
+        "tests/benchmark/requirements.in", "tests/benchmark/requirements_lock.txt", base="requirements_lock.txt"
+    ),
+    "harness": Lock(
+        "tests/benchmark/harness/requirements.in",
+        "tests/benchmark/harness/requirements_lock.txt",
+        base="requirements_lock.txt",
+    ),
 }
 
 

@@ -4,6 +4,8 @@ PYTHON = Label("@cpython//:bin/python3")
 
 _HUBS = {
     "pypi": Label("@wheels_pypi//:BUILD.bazel"),
+    "pypi_benchmark": Label("@wheels_pypi_benchmark//:BUILD.bazel"),
+    "pypi_harness": Label("@wheels_pypi_harness//:BUILD.bazel"),
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
 }
 

@@ -1,5 +1,6 @@
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def test_verdicts_are_found_in_folders_and_archives_at_any_depth(tmp_path: Path)
     (tmp_path / "out" / "deep" / "verdict.json").write_text("1")
     (tmp_path / "out" / "other.json").write_text("2")
     assert list(verdicts_in(tmp_path / "out")) == [(str(tmp_path / "out/deep/verdict.json"), b"1")]
+    assert list(verdicts_in(tmp_path / "out", "other.json")) == [(str(tmp_path / "out/other.json"), b"2")]
+    with zipfile.ZipFile(tmp_path / "out" / "outputs.zip", "w") as archive:
+        archive.writestr("cell/verdict.json", "3")
+    assert [raw for _, raw in verdicts_in(tmp_path / "out")] == [b"1", b"3"]
     (tmp_path / "broken.zip").write_bytes(b"PK")
     with pytest.raises(BadFile, match=r"broken\.zip: cannot be unpacked"):
         list(verdicts_in(tmp_path / "broken.zip"))

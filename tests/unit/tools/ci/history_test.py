@@ -89,6 +89,18 @@ def test_what_pytest_alone_left_is_proven_too(workspace: Path, capsys: pytest.Ca
     assert "expected a clean checkout" in capsys.readouterr().err
 
 
+def test_verdicts_of_another_tier_are_appended_by_the_name_of_their_files(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workspace / ".plumbline/left/one"
+    folder.mkdir(parents=True)
+    (folder / "benchmark.json").write_text(smoke_files.verdict(smoke_files.cell("cpu", "single", 1, ())))
+    assert main(["append", "--store=h.jsonl", "--verdicts=.plumbline/left"]) == 2
+    assert main(["append", "--store=h.jsonl", "--verdicts=.plumbline/left", "--file=benchmark.json"]) == 0
+    assert [record.cell for record in read_store(workspace / "h.jsonl")[0]] == ["cpu/sft_single_x1"]
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,0 +1,45 @@
+"""What the tests of the tier do: run a cell's seeds, leave the verdicts, and hold them against the baseline."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.benchmark.baselines import BASELINES, comparisons, diff, read, write_verdict
+from tests.benchmark.cells import Cell
+from tests.benchmark.rule import Comparison
+from tests.benchmark.runs import run
+
+
+def outputs() -> Path:
+    """Where a test leaves files for people and commands."""
+    return Path(os.environ["TEST_UNDECLARED_OUTPUTS_DIR"])
+
+
+def run_all(cell: Cell, scratch: Path) -> list[dict[str, Any]]:
+    """The verdicts of all seeds, each written as soon as it is there; a claim that a seed owes fails the test."""
+    verdicts = []
+    for seed in cell.seeds:
+        content = run(cell, seed, scratch / f"{cell.name}_{seed}", target=os.environ["TEST_TARGET"])
+        write_verdict(content, outputs())
+        broken = [claim for claim in content["claims"] if not claim["holds"]]
+        assert not broken, f"{cell.name}, seed {seed}: {broken}"
+        verdicts.append(content)
+    return verdicts
+
+
+def hold(cell: Cell, scratch: Path) -> None:
+    """Fails if a metric's mean over the seeds is not what the baseline lets one expect."""
+    verdicts = run_all(cell, scratch)
+    baselines = read(BASELINES)
+    table = diff(baselines, cell.name, verdicts)
+    print(table)
+    assert cell.name in baselines, f"{table}\nhint: ./bazelw run //tests/benchmark:baselines -- --write"
+    moved = changed(comparisons(baselines[cell.name], verdicts))
+    assert not moved, (
+        f"{table}\nhint: if {', '.join(moved)} should be so, ./bazelw run //tests/benchmark:baselines -- --write"
+    )
+
+
+def changed(compared: list[Comparison]) -> list[str]:
+    """The metrics that are not as before."""
+    return [each.metric for each in compared if not each.holds]

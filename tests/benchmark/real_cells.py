@@ -1,0 +1,20 @@
+"""The cells with a real model and real data. Apart, because each needs wheels that no other test has."""
+
+from tests.benchmark.cells import Cell, Words
+from tests.benchmark.tasks.chat import CHAT
+from tests.benchmark.tasks.reasoning import REASONING
+from training.quickstart.chat import has_bf16
+
+_REAL: Words = (
+    *("--precision", "bf16" if has_bf16() else "fp32", "--device", "cpu", "--progress-steps-between", "10"),
+    *("--lora", "--rank", "16", "--learning-rate-peak", "1e-3", "--warmup-fraction", "0.1"),
+    *("--samples-per-step", "4", "--tokens-per-rank-max", "2048"),
+)
+_SEEDS = (0, 1, 2)
+
+CHAT_LORA = Cell(
+    task=CHAT, features=("lora",), settings=(*_REAL, "--num-steps", "60"), seeds=_SEEDS, least={"win_rate": 0.9}
+)
+REASONING_LORA = Cell(
+    task=REASONING, features=("lora",), settings=(*_REAL, "--num-steps", "100"), seeds=_SEEDS, least={"win_rate": 0.55}
+)
