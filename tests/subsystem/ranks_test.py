@@ -118,7 +118,8 @@ def test_stopped_in_the_second_epoch_and_gone_on_is_the_same_run_bit_for_bit(tmp
 
 
 def test_dropout_differs_between_ranks(tmp_path: Path) -> None:
-    made = planned(tmp_path, lora=LoraConfig(rank=2, dropout=0.25), num_steps=1)
+    """Seen where there is none: generators that have drawn differ by how much they drew, whatever they began with."""
+    made = planned(tmp_path, num_steps=1)
     sft(made)
     checkpoint = Path(made.out) / "checkpoints/step-00000001"
     one, two = (load_file(checkpoint / f"random-0000{rank}-of-00002.safetensors")["cpu"] for rank in (1, 2))

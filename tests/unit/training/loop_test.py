@@ -127,6 +127,21 @@ def test_ranks_collect_a_save_at_the_end_of_the_same_step(slow: int) -> None:
     assert stop.agreed(is_ready=True) == (None, False)
 
 
+def test_records_are_on_disk_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(tmp_path)
+    sync = Records.sync
+
+    def noting(records: Records) -> None:
+        sync(records)
+        calls.made.append("sync")
+
+    monkeypatch.setattr(Records, "sync", noting)
+    calls.run(4, checkpoints=2)
+    saves = [at for at, each in enumerate(calls.made) if each.startswith("save")]
+    assert len(saves) == 2
+    assert [calls.made[at - 1] for at in saves] == ["sync", "sync"]
+
+
 def test_without_validation_data_none_is_asked_for(tmp_path: Path) -> None:
     calls = Calls(tmp_path)
     calls.run(1)

@@ -118,6 +118,26 @@ def test_killed_at_every_boundary_the_last_committed_checkpoint_is_whole(tmp_pat
         assert len(committed(checkpoints)) <= 2
 
 
+def test_everything_is_on_disk_before_what_depends_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pulled plug cannot be had in a test; that the system was asked to write, and when, can be."""
+    crossed: list[str] = []
+    flush = os.fsync
+
+    def noting(descriptor: int) -> None:
+        flush(descriptor)
+        crossed.append(f"flushed {os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), tmp_path)}")
+
+    monkeypatch.setattr(os, "fsync", noting)
+    path = write(tmp_path, 10, on_boundary=crossed.append)
+    commit, move = crossed.index("commit"), crossed.index("move pointer")
+    unfinished = ".unfinished-step-00000010"
+    files = {f"flushed {unfinished}/{each.name}" for each in path.iterdir()}
+    assert len(files) == 4
+    assert set(crossed[:commit]) >= files | {f"flushed {unfinished}"}
+    assert set(crossed[commit:move]) >= {"flushed .", "flushed .unfinished-latest"}
+    assert "flushed ." in crossed[move:]
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, num_kept=3)

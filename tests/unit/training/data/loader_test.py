@@ -120,6 +120,18 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert all(sorted(order) == list(range(50)) for order in orders)
 
 
+def test_batches_follow_the_epoch_and_the_seed() -> None:
+    """The function above has orders to give; here the loader is seen to ask for them."""
+    examples = numbered([3] * 12)
+
+    def batches(seed: int, epoch: int) -> tuple[tuple[int, ...], ...]:
+        loads = Loader(examples, samples_per_step=4, tokens_per_rank_max=20, seed=seed)
+        steps = range(epoch * loads.steps_per_epoch, (epoch + 1) * loads.steps_per_epoch)
+        return tuple(tuple(sorted(samples_in(loads.batch(step).microbatches))) for step in steps)
+
+    assert len({batches(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
 def test_the_order_is_the_one_that_checkpoints_rely_on() -> None:
     """Golden: a checkpoint of today resumes on these samples for ever. Computed from the definition of SplitMix64."""
     mask = 2**64 - 1

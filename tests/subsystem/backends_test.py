@@ -1,0 +1,180 @@
+"""What a backend promises, on a model of a few numbers: no transformers, so that this takes seconds.
+
+`parity_test` holds all of it against real architectures; here each promise is by itself, and so is what breaks it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
+
+from tests.support.examples import random_examples
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+from training.algorithms.algorithm import Logprobs
+from training.data.batch import Batch, Microbatch
+from training.data.loader import Loader
+from training.metrics.records import StepRecord
+from training.optimizer import adamw
+from training.parallel.backend import Backend
+from training.parallel.ddp import Ddp
+from training.parallel.fsdp import Fsdp
+from training.parallel.launch import launch
+from training.parallel.shards import part_of
+from training.parallel.single import Single
+from training.parallel.world import World, joined
+from training.step import train_step
+
+RANKS = ["ddp", "fsdp"]
+EXAMPLES = random_examples([5, 19, 11, 3, 8, 24, 7, 13, 2, 16, 9, 4], seed=3)
+
+
+class Layer(nn.Module):
+    """What FSDP takes as a unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 16).view(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight)
+
+
+class Model(nn.Module):
+    """Two layers and what is left over, from a number to a number."""
+
+    _no_split_modules = ("Layer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.linspace(0, 1, 4)[None])
+        self.layers = nn.ModuleList([Layer(), Layer()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.first
+        for layer in self.layers:
+            x = layer(x)
+        return x.sum(-1)
+
+
+class Fit:
+    """Σ w · (f(token id) − 1)² / Σ w, and the weights themselves as a metric, whose mean over weights is 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def divisor(self, batch: Batch) -> float:
+        return batch.weight_sum
+
+    def loss_sum(self, logprobs: Logprobs, microbatch: Microbatch) -> tuple[Tensor, dict[str, float]]:
+        error = self.model(microbatch.token_ids_T[:, None] / 256) - 1
+        return torch.dot(microbatch.weights_T, error**2), {"weights": float(microbatch.weights_T.sum())}
+
+
+@contextmanager
+def backend_of(kind: str, world: World, **options: bool) -> Iterator[Backend]:
+    if kind == "single":
+        yield Single("cpu", "fp32")
+        return
+    with joined(world, "cpu", seconds_max=60) as device:
+        if kind == "ddp":
+            yield Ddp(world, device, "fp32")
+        else:
+            yield Fsdp(world, device, "fp32", **{"keep_gathered": False, "offload": False} | options)
+
+
+def values(model: nn.Module, backend: Backend) -> list[float]:
+    """All weights in one list, joined from the parts of all ranks."""
+    found: list[float] = []
+    for parameter in model.parameters():
+        part = part_of(parameter).flatten().tolist()
+        found += [value for each in backend.gather(part) for value in each] if backend.is_sharded else part
+    return found
+
+
+def train(kind: str, world: World) -> tuple[list[StepRecord], list[float]]:
+    torch.set_num_threads(1)
+    with backend_of(kind, world) as backend:
+        model = backend.wrap(Model())
+        optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True)
+        optimizer = backend.wrap_optimizer(model, optimizer)
+        batches = Loader(
+            EXAMPLES,
+            samples_per_step=12,
+            tokens_per_rank_max=30,
+            seed=1,
+            rank=backend.rank,
+            num_ranks=backend.num_ranks,
+        )
+        records = []
+        for number in range(3):
+            batch = batches.batch(number)
+            assert len(batch.microbatches) > 1, "accumulation must happen"
+            record = train_step(
+                batch,
+                model=model,
+                algorithm=Fit(model),
+                optimizer=optimizer,
+                backend=backend,
+                learning_rate=1e-2,
+                gradient_norm_max=0.5,
+            )
+            records.append(replace(record, seconds=0.0, num_microbatches=0))
+        return records, values(model, backend)
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_steps_of_two_ranks_are_those_of_one_process(kind: str) -> None:
+    # Ranks are forked from this process, so it must not compute itself.
+    records, weights = launch(partial(train, "single"), 1, method="fork")
+    ours, trained = launch(partial(train, kind), 2, method="fork")
+    assert trained == pytest.approx(weights, rel=RANKS_FP32_RELATIVE, abs=RANKS_FP32_RELATIVE)
+    for one, other in zip(records, ours, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=RANKS_FP32_RELATIVE)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=RANKS_FP32_RELATIVE)
+        assert other.metrics == {"weights": pytest.approx(1.0)}
+        assert replace(other, loss=0, gradient_norm=0, metrics={}) == replace(one, loss=0, gradient_norm=0, metrics={})
+
+
+def first_values(kind: str, world: World) -> list[list[float]]:
+    with backend_of(kind, world) as backend:
+        model = Model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(world.rank + 1)
+        wrapped = backend.wrap(model)
+        return backend.gather(values(wrapped, backend))
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_all_ranks_begin_with_the_values_of_rank_0(kind: str) -> None:
+    everyone = launch(partial(first_values, kind), 3, method="fork")
+    assert everyone == [[1.0] * len(everyone[0])] * 3
+
+
+def after_a_forward_pass(world: World, **options: bool) -> list[tuple[bool, bool]]:
+    """Of each layer, whether its weight is a part again before the backward pass, and whether it waits on the CPU."""
+    with backend_of("fsdp", world, **options) as backend:
+        model: Any = backend.wrap(Model())
+        loss = model(torch.ones(2, 1)).sum()
+        # There is no asking FSDP where parts wait, and on a CPU no seeing it.
+        policies = [layer._get_fsdp_state()._fsdp_param_group.offload_policy for layer in model.layers]
+        found = [
+            (isinstance(layer.weight, DTensor), isinstance(policy, CPUOffloadPolicy))
+            for layer, policy in zip(model.layers, policies, strict=True)
+        ]
+        backend.backward(loss, is_last=True)
+        return found
+
+
+@pytest.mark.parametrize("keep_gathered", [False, True])
+@pytest.mark.parametrize("offload", [False, True])
+def test_fsdp_gathers_and_offloads_as_it_is_told(keep_gathered: bool, offload: bool) -> None:
+    found = launch(partial(after_a_forward_pass, keep_gathered=keep_gathered, offload=offload), 2, method="fork")
+    assert found == [(not keep_gathered, offload)] * 2
