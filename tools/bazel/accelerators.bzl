@@ -11,6 +11,7 @@ ACCELERATORS = {
 TIERS = {
     "benchmark": "that tuning produces a good model",
     "lint": "style, types and floors",
+    "negative": "that tests turn red: each planted bug is seen by its guard",
     "smoke": "set-up, checkpoint and tear-down of real runs",
     "subsystem": "units together, on any machine",
     "unit": "the smallest units, on any machine",

@@ -53,7 +53,7 @@ def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     main = kwargs.pop("main", srcs[0])
     _py_binary(name = name, srcs = srcs, deps = deps, imports = _root(), main = main, tags = tags + ["cpu"], **kwargs)
 
-def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], **kwargs):
+def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], visibility = [], **kwargs):
     """Runs pytest on exactly the listed files: one target for each accelerator.
 
     The cpu target has the given name, another accelerator's is `<name>.<accelerator>` and is skipped where the platform
@@ -70,7 +70,8 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
         requires: more constraint values that must hold, or the target is skipped as incompatible.
         size: small (60 s), medium (5 min) or large (15 min).
         tags: from the closed set in accelerators.bzl.
-        **kwargs: shard_count, timeout and visibility, as everywhere.
+        visibility: who may see it beside other tests, of which some run it: planted bugs need a guard.
+        **kwargs: shard_count and timeout, as everywhere.
     """
     tier = tier_of(native.package_name())
     _refuse(name, tag_error(tags) or accelerator_error(accelerators))
@@ -95,6 +96,63 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
                 for each in requires
             ],
             target_compatible_with = requires + ([] if accelerator == "cpu" else ["//tools/bazel:" + accelerator]),
+            visibility = visibility + ["//tests:__subpackages__"],
             deps = deps + [dep for dep in _RUNNER_DEPS if dep not in deps],
             **kwargs
         )
+
+def bug(name, does, file, guard, original, planted, test, raises = []):
+    """A bug that somebody made or nearly made, and the test that must see it: a row for `planted_bugs`.
+
+    Args:
+        name: of the target `bug.<name>`.
+        does: what is wrong, in a sentence; who had it, where that is known.
+        file: path of the file that is edited, from the root.
+        guard: label of the test target that must turn red. It depends on the file, and has the name of its test file.
+        original: text that stands in the file exactly once.
+        planted: text that is put in its place.
+        test: name of the guard's test function, with an id in brackets if one set of parameters is enough.
+        raises: names of errors by which the guard may fail, beside an assertion.
+
+    Returns:
+        The row.
+    """
+    for field, value in {"name": name, "does": does, "file": file, "guard": guard, "original": original, "test": test}.items():
+        _refuse(name or "bug", None if value else "{}: empty. hint: a row says what is planted where, and who must see it".format(field))
+    _refuse(name, None if ":" in guard and guard.startswith("//") else "guard {}: expected a label like //tests/unit/training:step_test".format(repr(guard)))
+    _refuse(name, "planted: the original text. hint: plant another one" if original == planted else None)
+    return struct(name = name, does = does, file = file, guard = guard, original = original, planted = planted, test = test, raises = raises)
+
+def planted_bugs(name, bugs):
+    """A test for each bug, and one for each guard that shows it green on a copy without a bug.
+
+    `bug.<name>` depends on the guard's target alone, and so on what the guard depends on: a pass stays cached until the
+    row, the guard or the code below it changes. All of a guard's controls share one target, since one process can run them.
+
+    Args:
+        name: of the suite of all of them.
+        bugs: rows made by `bug`.
+    """
+    _refuse(name, None if bugs else "bugs: empty. hint: plant one")
+    guards = {}
+    for row in bugs:
+        _planted("bug." + row.name, "//tests/negative:bug_test.py", row.guard, row)
+        tests = guards.setdefault(row.guard, [])
+        if row.test not in tests:
+            tests.append(row.test)
+    for guard, tests in guards.items():
+        control = "control." + guard.removeprefix("//tests/").replace("/", ".").replace(":", ".")
+        _planted(control, "//tests/negative:control_test.py", guard, {"guard": guard, "tests": tests})
+    native.test_suite(name = name)
+
+def _planted(name, src, guard, row):
+    py_test(
+        name = name,
+        # Torch and its libraries take seconds to import, and a machine may be busy.
+        size = "medium",
+        srcs = [src],
+        # As data, the guard brings its sources and wheels without becoming a part of this test.
+        data = [guard],
+        env = {"PLUMBLINE_ROW": json.encode(row).replace("$", "$$")},
+        deps = ["//tests/negative:planting"],
+    )

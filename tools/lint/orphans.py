@@ -9,11 +9,19 @@ from tools.lint.imports import FIRST_PARTY
 from tools.lint.targets import Target, targets_of
 from tools.lint.tree import Finding, Tree
 
+#: Where the macros are.
+MACROS = "tools/bazel/"
+
 TEST_FUNCTION = re.compile(r"(?:async )?def test_")
 
 
 def findings(tree: Tree) -> Iterator[Finding]:
-    """Test files without exactly one test, Python files without a target, sources without a file."""
+    """Test files without exactly one test, Python files without a target, sources without a file.
+
+    A test file that a macro gives to many tests (each with another row of a table) counts as being in one: the macro
+    names it, and what it makes is for Bazel to see.
+    """
+    macros = "".join(tree.text(path) for path in tree.files if path.startswith(MACROS) and path.endswith(".bzl"))
     users: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets_of(tree):
         for source, line in target.srcs.items():
@@ -22,6 +30,7 @@ def findings(tree: Tree) -> Iterator[Finding]:
                 yield Finding(target.path, line, f"{target.label} lists {source}, which does not exist", "remove it")
     for path in tree.python(*FIRST_PARTY):
         tests = [target.label for target in users[path] if target.kind == "py_test"]
+        tests += ["a macro"] * (f'"{_label(path)}"' in macros)
         if path.endswith("_test.py") and len(tests) != 1:
             yield Finding(path, 1, f"is in {_listed(tests)}; expected exactly one py_test", _hint(path))
         elif not users[path] and not _only_marks_a_package(path, tree):
@@ -43,6 +52,11 @@ def _only_marks_a_package(path: str, tree: Tree) -> bool:
 
 def _listed(labels: list[str]) -> str:
     return f"{len(labels)} py_tests ({', '.join(labels)})" if labels else "no py_test"
+
+
+def _label(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"//{folder}:{name}"
 
 
 def _hint(path: str) -> str:

@@ -1,5 +1,6 @@
 """The macros, run as the Python that Starlark nearly is: what they refuse, and what they hand to the rules."""
 
+import json
 import pathlib
 import types
 from typing import Any
@@ -38,12 +39,13 @@ def macros(targets: list[dict[str, Any]]):
     """A function that gives the macros as a BUILD file in `package` sees them."""
 
     def macros(package: str = "tests/unit/training") -> types.SimpleNamespace:
-        native = types.SimpleNamespace(package_name=lambda: package)
+        native = types.SimpleNamespace(package_name=lambda: package, test_suite=lambda name: None)
+        encoder = types.SimpleNamespace(encode=lambda value: json.dumps(value, default=vars))
         rules = {
             name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")
         }
         rules["_closure"] = None
-        return types.SimpleNamespace(**starlark("defs.bzl", native=native, **rules, **TABLE))
+        return types.SimpleNamespace(**starlark("defs.bzl", native=native, json=encoder, **rules, **TABLE))
 
     return macros
 
@@ -112,3 +114,59 @@ def test_libraries_and_programs_carry_the_cpu_tag(macros, targets) -> None:
     macros("training").py_binary(name="y", srcs=["y.py"])
     assert [target["tags"] for target in targets] == [["cpu"], ["cpu"]]
     assert targets[1]["main"] == "y.py"
+
+
+BUG = {
+    "name": "off_by_one",
+    "does": "It counts from one.",
+    "file": "training/step.py",
+    "guard": "//tests/unit/training:step_test",
+    "original": "$(first)",
+    "planted": "second",
+    "test": "test_first",
+}
+
+
+def test_each_bug_is_a_target_that_runs_its_guard_and_guards_share_a_control(macros, targets) -> None:
+    defs = macros("tests/negative/step")
+    rows = [BUG, BUG | {"name": "not_summed", "test": "test_sum"}, BUG | {"name": "twice", "test": "test_sum"}]
+    defs.planted_bugs(name="step", bugs=[defs.bug(**row) for row in rows])
+    assert [target["name"] for target in targets] == [
+        "bug.off_by_one",
+        "bug.not_summed",
+        "bug.twice",
+        "control.unit.training.step_test",
+    ]
+    assert {(*target["data"],) for target in targets} == {("//tests/unit/training:step_test",)}
+    assert {(*target["tags"],) for target in targets} == {("negative", "cpu")}
+    assert targets[0]["args"] == ["$(rootpath //tests/negative:bug_test.py)"]
+    assert "$$(first)" in targets[0]["env"]["PLUMBLINE_ROW"], "Bazel expands variables, and not in a row"
+    assert json.loads(targets[1]["env"]["PLUMBLINE_ROW"])["test"] == "test_sum"
+    assert json.loads(targets[3]["env"]["PLUMBLINE_ROW"]) == {
+        "guard": "//tests/unit/training:step_test",
+        "tests": ["test_first", "test_sum"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"does": ""}, "does: empty. hint: a row says what is planted where, and who must see it"),
+        ({"guard": "step_test"}, "guard 'step_test': expected a label like //tests/unit/training:step_test"),
+        ({"planted": "$(first)"}, "planted: the original text. hint: plant another one"),
+    ],
+)
+def test_a_bug_that_says_too_little_fails_when_the_file_is_loaded(macros, changed, message) -> None:
+    with pytest.raises(LoadFailure) as failure:
+        macros("tests/negative/step").bug(**BUG | changed)
+    assert f"//tests/negative/step:off_by_one: {message}" in str(failure.value)
+
+
+def test_no_bugs_at_all_fail(macros) -> None:
+    with pytest.raises(LoadFailure, match=r"bugs: empty\. hint: plant one"):
+        macros("tests/negative/step").planted_bugs(name="step", bugs=[])
+
+
+def test_a_test_may_be_run_by_another(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], visibility=["//tools:__pkg__"])
+    assert targets[0]["visibility"] == ["//tools:__pkg__", "//tests:__subpackages__"]

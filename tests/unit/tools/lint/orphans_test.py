@@ -44,6 +44,18 @@ def test_a_test_file_in_two_tests_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_a_test_file_that_a_macro_names_is_in_its_tests(tmp_path: Path) -> None:
+    files = GOOD | {
+        "tests/unit/row_test.py": "def test_the_row() -> None: ...\n",
+        "tests/unit/BUILD.bazel": GOOD["tests/unit/BUILD.bazel"] + 'exports_files(["row_test.py"])\n',
+        "tools/bazel/defs.bzl": '_py_test(srcs = ["//tests/unit:row_test.py"])\n',
+    }
+    assert told(findings, tmp_path, files) == []
+    without = {path: text for path, text in files.items() if path != "tools/bazel/defs.bzl"}
+    (tmp_path / "tools/bazel/defs.bzl").unlink()
+    assert "tests/unit/row_test.py:1: is in no py_test" in told(findings, tmp_path, without)[0]
+
+
 def test_a_module_without_a_target_is_found(tmp_path: Path) -> None:
     assert told(findings, tmp_path, GOOD | {"training/data/read.py": ""}) == [
         "training/data/read.py:1: is in no target, so nothing checks or ships it. "

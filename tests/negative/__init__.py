@@ -1,0 +1,1 @@
+"""Planted bugs, each with the guard that must turn red."""
