@@ -51,6 +51,8 @@ class Run:
     build: Build
     results: list[Result]
     outcomes: list[Outcome] = field(default_factory=list)
+    run_again: list[str] = field(default_factory=list)
+    """Targets whose files are a later run's, which wrote no events: what is said of them is not of this run."""
 
     @property
     def failures(self) -> list[tuple[Result, Failure]]:
@@ -78,12 +80,18 @@ def read_run(path: Path, expected: Iterable[str] = (), matrix: Path | None = Non
     else:
         results = results_of(events)
     build = build_of(events)
+    run_again = [result.label for result in results if _is_newer(result.reports, path)]
     found = [matrix] if matrix else [each for each in outputs_of(events, MATRIX) if each.suffix == ".json"]
     outcomes = _outcomes(build, results, found)
     for tier in expected:
         if not any(each.num_passed or each.failed for each in results if each.tier == tier):
             results.append(Result(tier, failed=[Failure("expected, and no test of it ran", infrastructure=True)]))
-    return Run(build, results, outcomes)
+    return Run(build, results, outcomes, run_again)
+
+
+def _is_newer(files: Iterable[Path], events: Path) -> bool:
+    """True if one of a test's files was written after the events that name it, of which a build's end is the last."""
+    return any(file.stat().st_mtime > events.stat().st_mtime + 1 for file in files)
 
 
 def _outcomes(build: Build, results: list[Result], matrix: list[Path]) -> list[Outcome]:

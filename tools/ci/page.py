@@ -248,6 +248,10 @@ def _facts(run: Run, more: Mapping[str, str]) -> dict[str, str]:
     )
     told = {"began": began, "took": took(build.seconds) if build.seconds else "", "command": build.command}
     ended = {"Bazel said": build.ending.replace("_", " ").lower()}
+    if run.run_again:
+        ended["not of this run"] = (
+            f"the files of {', '.join(run.run_again[:3])}{' …' if len(run.run_again) > 3 else ''}"
+        )
     return {name: text for name, text in {**more, **told, **ended}.items() if text}
 
 

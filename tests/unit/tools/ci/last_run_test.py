@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,17 @@ def test_the_run_itself_is_described(tmp_path: Path) -> None:
     (result,) = found.results
     assert (result.flaky, result.num_attempts, result.seconds) == (True, 2, 1.5)
     assert [path.read_text() for path in result.logs] == ["second"]
+
+
+def test_files_that_a_later_run_wrote_are_told_apart(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.test("//tests/unit:a", {"test_one": PASS})
+    run.test("//tests/unit:b", {"test_one": PASS})
+    path = run.write()
+    assert read_run(path).run_again == []
+    later = path.stat().st_mtime + 60
+    os.utime(read_run(path).results[1].reports[0], (later, later))
+    assert read_run(path).run_again == ["//tests/unit:b"]
 
 
 def test_every_state_is_explained(tmp_path: Path) -> None:
