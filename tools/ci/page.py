@@ -148,10 +148,20 @@ def _plain_exponent(text: str) -> str:
 
 
 def value(thing: Any) -> str:
-    """What a claim measured, whatever it was."""
+    """What a claim measured, whatever it was, without the signs of JSON."""
     if isinstance(thing, float):
         return _plain_exponent(f"{thing:.6g}")
-    return thing if isinstance(thing, str) else json.dumps(thing, ensure_ascii=False)
+    if isinstance(thing, dict):
+        parts = [
+            f"{name} ({value(part)})" if isinstance(part, dict) else f"{name} {value(part)}"
+            for name, part in thing.items()
+        ]
+        return "; ".join(parts) or "nothing"
+    if isinstance(thing, list):
+        return (
+            ", ".join(f"({value(part)})" if isinstance(part, dict | list) else value(part) for part in thing) or "none"
+        )
+    return thing if isinstance(thing, str) else json.dumps(thing)
 
 
 def plain(thing: Any) -> Any:

@@ -196,7 +196,22 @@ def test_small_numbers_are_short(number: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thing", "said"), [(2.4e-7, "2.4e-7"), (1e10, "1e10"), (4, "4"), ("as it is", "as it is"), ([1, "é"], '[1, "é"]')]
+    ("thing", "said"),
+    [
+        (2.4e-7, "2.4e-7"),
+        (1e10, "1e10"),
+        (4, "4"),
+        (True, "true"),
+        (None, "null"),
+        ("as it is", "as it is"),
+        ([1, "é"], "1, é"),
+        ([[1, 2], []], "(1, 2), (none)"),
+        (
+            {"exit codes": [-9, 0], "merged": {"difference": 0.0}, "left": []},
+            "exit codes -9, 0; merged (difference 0); left none",
+        ),
+        ({}, "nothing"),
+    ],
 )
 def test_what_was_measured_is_said_as_it_is(thing: Any, said: str) -> None:
     assert page.value(thing) == said
