@@ -68,6 +68,10 @@ class ModelConfig:
     """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;
     `sdpa` and `eager` are transformers' own, which build the whole square mask."""
 
+    liger: bool = False
+    """Compute norms, rotary positions and gated layers with Liger's kernels: faster, less memory, other last digits.
+    Only on accelerators, on one process or with ddp, and where the package liger_kernel is installed."""
+
     neftune_alpha: float | None = None
     """Strength of the noise that embeddings get in training (NEFTune, arXiv 2310.05914): answers become longer and
     more varied. 5 is usual. Default: no noise."""

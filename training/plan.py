@@ -73,6 +73,7 @@ class Plan:
     precision: Precision
     quantization: Quantization
     attention: Attention
+    liger: bool
     neftune_alpha: float | None
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
@@ -166,6 +167,7 @@ class Plan:
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
+            + (", Liger's kernels" if self.liger else "")
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
             + (", activation checkpointing" if self.activation_checkpointing else ""),
             "data": f"{self.data_path} ({self.data_kind}), up to {self.tokens_per_sample_max} tokens a sample; "
@@ -234,6 +236,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         precision=model.precision,
         quantization=model.quantization,
         attention=model.attention,
+        liger=model.liger,
         neftune_alpha=model.neftune_alpha,
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
@@ -360,6 +363,17 @@ def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             yield Refusal(name, f"{value}, without lora", "an adapter, since weights of 4 bits are not trained", hint)
         if "bitsandbytes" not in machine.packages:
             yield _lacks(name, value, "bitsandbytes")
+    if model.liger:
+        num_ranks, _, device = _place(config, machine)
+        backend = _backend(config, num_ranks)
+        if device == "cpu":
+            yield Refusal("model.liger", "true, on cpu", "an accelerator", "leave it out: its kernels need one")
+        if backend not in ("single", "ddp"):
+            hint = "leave it out, or take --backend ddp: weights in parts are put together for the export on the CPU, "
+            hint += "where Liger's kernels do not run"
+            yield Refusal("model.liger", f"true, with {backend}", "single or ddp", hint)
+        if "liger_kernel" not in machine.packages:
+            yield _lacks("model.liger", "true", "liger_kernel")
 
 
 def _lacks(field: str, value: str, package: str) -> Refusal:

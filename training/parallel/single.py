@@ -17,7 +17,7 @@ ACCELERATORS = ("cuda", "xpu")
 """Device types the toolkit is written for, best first. ROCm calls itself cuda."""
 
 
-OPTIONAL_PACKAGES = ("bitsandbytes",)
+OPTIONAL_PACKAGES = ("bitsandbytes", "liger_kernel")
 """What only some settings need."""
 
 

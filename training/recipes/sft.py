@@ -45,6 +45,7 @@ from training.metrics.records import CheckpointRecord, Records, StepRecord, Vali
 from training.metrics.summary import DataSummary, FileSummary, RunSummary, added, summarize
 from training.models.forward import logprobs
 from training.models.head import chunked_head
+from training.models.liger import use_liger
 from training.models.load import load_model
 from training.models.lora import add_adapter
 from training.models.neftune import add_noise
@@ -129,6 +130,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         needs_chat_template=plan.data_kind == "chat",
     )
     data = read_data(plan, tokenizer)
+    if plan.liger:
+        use_liger(model, plan.model_path)
     if plan.neftune_alpha:
         add_noise(model, plan.neftune_alpha)
     trained: nn.Module = add_adapter(model, plan.lora) if plan.lora else model

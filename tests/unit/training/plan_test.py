@@ -21,7 +21,7 @@ from training.config import (
 from training.errors import PlanRefused
 from training.plan import Machine, Plan, Refusal, plan
 
-MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes",))
+MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
@@ -164,6 +164,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "parallel.collective_seconds_max: 9, with a single process; expected ranks to wait for. hint: leave it out",
     ),
     (
+        {"model": ModelConfig("m", liger=True), "run": RunConfig("o", device="cpu")},
+        "model.liger: true, on cpu; expected an accelerator. hint: leave it out: its kernels need one",
+    ),
+    (
+        {"model": ModelConfig("m", liger=True), "parallel": ParallelConfig(backend="fsdp")},
+        "model.liger: true, with fsdp; expected single or ddp. hint: leave it out, or take --backend ddp: weights in "
+        "parts are put together for the export on the CPU, where Liger's kernels do not run",
+    ),
+    (
         {"model": ModelConfig("m", quantization="nf4")},
         "model.quantization: nf4, without lora; expected an adapter, since weights of 4 bits are not trained. hint: "
         "add --lora, or leave the setting out",
@@ -251,14 +260,23 @@ def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:
     return answer
 
 
-def test_settings_that_need_a_package_are_refused_where_it_is_not() -> None:
-    changed = replace(BASE, model=ModelConfig("m", quantization="nf4"), lora=LoraConfig())
-    assert isinstance(plan(changed, MACHINE), Plan)
-    answer = plan(changed, replace(MACHINE, packages=()))
+@pytest.mark.parametrize(
+    ("changed", "setting", "package"),
+    [
+        (ModelConfig("m", quantization="nf4"), "model.quantization: nf4", "bitsandbytes"),
+        (ModelConfig("m", liger=True), "model.liger: true", "liger_kernel"),
+    ],
+)
+def test_settings_that_need_a_package_are_refused_where_it_is_not(
+    changed: ModelConfig, setting: str, package: str
+) -> None:
+    config = replace(BASE, model=changed, lora=LoraConfig())
+    assert isinstance(plan(config, MACHINE), Plan)
+    answer = plan(config, replace(MACHINE, packages=()))
     assert isinstance(answer, Refusal)
     assert str(answer.as_error()) == (
-        "model.quantization: nf4, without the package bitsandbytes; expected a Python in which it is installed. hint: "
-        "install bitsandbytes, or leave the setting out"
+        f"{setting}, without the package {package}; expected a Python in which it is installed. hint: install "
+        f"{package}, or leave the setting out"
     )
 
 

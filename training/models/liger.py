@@ -1,0 +1,30 @@
+"""Liger's kernels (arXiv 2410.10989) in place of a model's own norms, rotary positions and gated layers.
+
+The same formulas in Triton, each in one pass over memory, on accelerators alone. Its loss is left out: ours weighs each
+token, and `training.models.head` keeps its memory small.
+
+Not in the lock, as no machine without an accelerator can use it; the plan refuses the setting where it is absent.
+"""
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+
+from training.errors import ModelError
+
+
+def use_liger(model: PreTrainedModel, where: str) -> None:
+    """Has the model's layers compute with Liger's kernels, from now on; names of weights stay.
+
+    Raises:
+        ModelError: Liger has none for the architecture; by itself it would change nothing and say nothing.
+    """
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+    module: nn.Module = model
+    if not any(each.forward.__module__.startswith("liger_kernel") for each in module.modules()):
+        raise ModelError(
+            where,
+            got=f"the architecture {model.config.model_type}, for which Liger has no kernels",
+            expected="an architecture that the installed liger_kernel knows",
+            hint="leave --model.liger out",
+        )
