@@ -19,7 +19,8 @@ def use_liger(model: PreTrainedModel, where: str) -> None:
     Raises:
         ModelError: Liger has none for the architecture; by itself it would change nothing and say nothing.
     """
-    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+    left_out = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    apply_liger_kernel(model, left_out)  # type: ignore[no-untyped-call]  # it declares no types
     module: nn.Module = model
     if not any(each.forward.__module__.startswith("liger_kernel") for each in module.modules()):
         raise ModelError(
