@@ -2,8 +2,8 @@
 
 For tests, and for a first run on a machine that can fetch nothing. The models are real architectures of transformers,
 only narrow; the tokenizer is a real one of the tokenizers library, with no merges. So everything that a full-sized
-model meets, these meet too: rotary positions, grouped heads, tied embeddings (qwen2), scaled logits (granite), chat
-templates with tools and reasoning.
+model meets, these meet too: rotary positions, grouped heads, tied embeddings (qwen2), scaled logits (granite), experts
+that a router chooses (qwen3_moe), chat templates with tools and reasoning.
 """
 
 import re
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from training.models import attention as attention_per_document
 
-Architecture = Literal["llama", "qwen2", "granite"]
+Architecture = Literal["llama", "qwen2", "granite", "qwen3_moe"]
 Template = Literal["markers", "plain", "none"]
 
 BEGIN, END, TURN = "<|begin|>", "<|end|>", "<|turn|>"
@@ -99,6 +99,8 @@ def tiny_model(architecture: Architecture = "llama", *, seed: int = 0, **overrid
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if architecture == "qwen3_moe":
+        settings |= {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     config = AutoConfig.for_model(architecture, **(settings | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

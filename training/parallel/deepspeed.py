@@ -196,7 +196,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def gradients(self) -> list[Tensor]:
         """This rank's parts of the summed gradients, uncopied; they are there from a last backward pass to the step."""
         if self._flat[0].grad is not None:
-            return [each.grad for each in self._flat if each.grad is not None]
+            return [place.of(place.flat.grad) for place in self._places.values() if place.flat.grad is not None]
         return [each for group in self._zero.averaged_gradients.values() for each in group]
 
     def zero_grad(self, set_to_none: bool = True) -> None:

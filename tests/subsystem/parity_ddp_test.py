@@ -1,0 +1,79 @@
+"""Ranks that hold the whole model take the step of a single process: the same loss, gradient norm and weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.subsystem.parity import EXAMPLES, Kind, Worst, combinations, compared
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+from training.algorithms.sft import Sft
+from training.data.loader import Loader
+from training.models.tiny import tiny_model
+from training.parallel.backend import Backend
+from training.parallel.ddp import Ddp
+from training.parallel.fsdp import Fsdp
+from training.parallel.launch import launch
+from training.parallel.single import Single
+from training.parallel.world import World, joined
+from training.step import validate
+
+KINDS = combinations("ddp", offload=False)
+PLANTED = Kind("ddp", bug="mean per rank")
+X4 = replace(KINDS[0], num_ranks=4)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Kind, Worst]:
+    return compared([*KINDS, PLANTED])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_two_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
+    assert found[kind].most <= RANKS_FP32_RELATIVE
+
+
+def test_four_ranks_take_the_step_of_one_process() -> None:
+    assert compared([X4])[X4].most <= RANKS_FP32_RELATIVE
+
+
+def test_a_mean_per_rank_would_be_seen(found: dict[Kind, Worst]) -> None:
+    """The bug that the global divisor is there to avoid, planted: each quantity is off by far more than rounding."""
+    assert found[PLANTED].least > 100 * RANKS_FP32_RELATIVE
+
+
+def one_sided(world: World) -> list[float | None]:
+    """Gradients of three weights: of one used by both ranks, by one of them, and by none."""
+    with joined(world, "cpu", seconds_max=60) as device:
+        backend = Ddp(world, device, "fp32")
+        model = nn.ParameterList([nn.Parameter(torch.tensor(float(value))) for value in (2, 3, 5)])
+        backend.wrap(model)
+        for is_last in (False, True):
+            loss = 7 * model[0] + 11 * model[1] if world.rank == 1 else 13 * model[0]
+            backend.backward(loss, is_last=is_last)
+        return [None if each.grad is None else each.grad.item() for each in model]
+
+
+def test_gradients_of_ranks_are_added_once_and_a_weight_that_nobody_used_has_none() -> None:
+    assert launch(one_sided, 2, method="fork") == [2 * (7 + 13), 2 * 11, None]
+
+
+def validation(backend: Backend) -> float:
+    torch.set_num_threads(1)
+    model = backend.wrap(tiny_model(seed=2))
+    batches = Loader(
+        EXAMPLES, samples_per_step=7, tokens_per_rank_max=40, seed=1, rank=backend.rank, num_ranks=backend.num_ranks
+    )
+    every = [batches.batch(number) for number in range(batches.steps_per_epoch)]
+    return validate(every, step=0, model=model, algorithm=Sft(), backend=backend).loss
+
+
+def validation_of_rank(world: World) -> float:
+    with joined(world, "cpu", seconds_max=60) as device:
+        return validation(Fsdp(world, device, "fp32", keep_gathered=False, offload=False))
+
+
+def test_validation_loss_of_ranks_is_that_of_one_process() -> None:
+    alone = launch(lambda world: validation(Single("cpu", "fp32")), 1, method="fork")
+    assert launch(validation_of_rank, 2, method="fork") == pytest.approx(alone, rel=RANKS_FP32_RELATIVE)

@@ -1,0 +1,39 @@
+"""Ranks under ZeRO take the step of a single process, in each stage, and who owns the boundary of a step matters.
+
+Elsewhere DeepSpeed has stepped with each microbatch, or kept the gradient of the last one alone (open-instruct #1498):
+it counts microbatches by itself unless it is told. Both are planted here, and both are seen.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.subsystem.parity import Bug, Kind, Worst, combinations, compared
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+
+X2 = [each for stage in (1, 2, 3) for each in combinations("deepspeed", stage=stage)]
+X3 = [replace(X2[0], stage=stage, num_ranks=3) for stage in (2, 3)]
+PLANTED: list[tuple[int, Bug]] = [
+    (2, "mean per rank"),
+    (1, "each microbatch is the last"),
+    (2, "each microbatch is the last"),
+    (1, "a step with each microbatch"),
+    (2, "a step with each microbatch"),
+    (3, "a step with each microbatch"),
+]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Kind, Worst]:
+    planted = [Kind("deepspeed", stage=stage, bug=bug) for stage, bug in PLANTED]
+    return compared([*X2, *planted]) | compared(X3)
+
+
+@pytest.mark.parametrize("kind", [*X2, *X3], ids=str)
+def test_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
+    assert found[kind].most <= RANKS_FP32_RELATIVE
+
+
+@pytest.mark.parametrize(("stage", "bug"), PLANTED)
+def test_a_boundary_or_a_divisor_of_its_own_would_be_seen(stage: int, bug: Bug, found: dict[Kind, Worst]) -> None:
+    assert found[Kind("deepspeed", stage=stage, bug=bug)].least > 100 * RANKS_FP32_RELATIVE

@@ -1,0 +1,32 @@
+"""Ranks that hold a part of each weight take the step of a single process: the same loss, gradient norm and weights."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.subsystem.parity import Kind, Worst, combinations, compared
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+
+X2 = [*combinations("fsdp"), Kind("fsdp", keep_gathered=True)]
+X4 = [
+    Kind("fsdp", num_ranks=4),
+    Kind("fsdp", num_ranks=4, architecture="qwen3_moe", lora=True),
+    Kind("fsdp", num_ranks=4, architecture="qwen2", offload=True),
+    Kind("fsdp", num_ranks=4, architecture="granite", activation_checkpointing=True),
+]
+PLANTED = Kind("fsdp", bug="mean per rank")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Kind, Worst]:
+    return compared([*X2, PLANTED]) | compared(X4) | compared([replace(X2[0], num_ranks=1)])
+
+
+@pytest.mark.parametrize("kind", [*X2, *X4, replace(X2[0], num_ranks=1)], ids=str)
+def test_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
+    assert found[kind].most <= RANKS_FP32_RELATIVE
+
+
+def test_a_mean_per_rank_would_be_seen(found: dict[Kind, Worst]) -> None:
+    """The bug that the global divisor is there to avoid, planted: each quantity is off by far more than rounding."""
+    assert found[PLANTED].least > 100 * RANKS_FP32_RELATIVE

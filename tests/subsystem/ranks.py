@@ -1,0 +1,82 @@
+"""Short runs of the whole trainer on a few ranks, and what must hold of them.
+
+Ten samples a run, four a step: three steps an epoch, so step 4, where one run is stopped, is in the middle of the
+second.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - so that forked processes need not spend seconds on it
+import torch
+
+import training.parallel.fsdp  # noqa: F401 - the same
+from tests.subsystem.processes import records_of, tensors_of
+from tests.support.chats import chat, sums, write_jsonl
+from training.checkpoint.manifest import POINTER
+from training.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, ScheduleConfig, SftConfig
+from training.models.tiny import save_tiny
+from training.parallel.deepspeed import preload
+from training.plan import Machine, Plan, plan
+from training.recipes.sft import sft
+
+NUM_STEPS = 8
+preload("cpu")
+
+PLACES = {
+    "one process": {"backend": "single", "num_ranks": 1},
+    "ddp x2": {"backend": "ddp", "num_ranks": 2},
+    "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
+    "zero 1 x2": {"backend": "deepspeed", "zero_stage": 1, "num_ranks": 2},
+    "zero 2 x2": {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 2},
+    "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2},
+    "zero 3 x3": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 3},
+    "fsdp x3, offload": {"backend": "fsdp", "num_ranks": 3, "offload": True},
+}
+"""Backends and numbers of ranks, as fields of a plan."""
+
+
+def planned(directory: Path, **changed: Any) -> Plan:
+    """A run of two ranks under `directory`, with some fields of the plan changed."""
+    model = directory / "base"
+    if not model.exists():
+        save_tiny(model)
+    data = write_jsonl(directory / "chat.jsonl", [*sums(9), chat("Say much.", "much " * 8), *sums(2)])
+    config = SftConfig(
+        ModelConfig(str(model)),
+        DataConfig(str(data), validation_fraction=0.15),
+        RunConfig(str(directory / "out"), num_steps=NUM_STEPS, validation_steps_between=7, device="cpu"),
+        schedule=ScheduleConfig(warmup_fraction=0.2),
+        parallel=ParallelConfig(ranks=2, collective_seconds_max=60),
+    )
+    answer = plan(config, Machine(num_threads=2))
+    assert isinstance(answer, Plan)
+    small: dict[str, Any] = {
+        "samples_per_step": 4,
+        "tokens_per_rank_max": 96,
+        "tokens_per_sample_max": 96,
+        "exports": (),
+    }
+    return replace(answer, **small | changed)
+
+
+def check_resumes_exactly(directory: Path, **changed: Any) -> None:
+    """Goes on from the checkpoint of step 4 of a run, and asks for the records and the last checkpoint of that run."""
+    whole = planned(directory, checkpoint_steps_between=4, num_kept=3, **changed)
+    sft(whole)
+    parts = replace(whole, out=str(directory / "parts"))
+    shutil.copytree(whole.out, parts.out)
+    shutil.rmtree(Path(parts.out) / f"checkpoints/step-{NUM_STEPS:08d}")
+    (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000004\n", encoding="utf-8")
+    assert records_of(Path(whole.out))[-1].step == NUM_STEPS
+    sft(replace(parts, resume="must"))
+    assert records_of(Path(whole.out)) == records_of(Path(parts.out))
+    name = f"checkpoints/step-{NUM_STEPS:08d}"
+    ours, theirs = tensors_of(Path(whole.out) / name), tensors_of(Path(parts.out) / name)
+    assert ours.keys() == theirs.keys()
+    assert any(each.startswith("random-00002-of-00002/") for each in ours)
+    assert any(each.startswith("moments-00002-of-00002/") for each in ours) == (whole.backend != "ddp")
+    for tensor, value in ours.items():
+        assert torch.equal(value, theirs[tensor]), tensor

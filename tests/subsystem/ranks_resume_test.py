@@ -1,0 +1,48 @@
+"""A run on two ranks that goes on from a checkpoint of its second epoch is the unbroken run, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.subsystem.ranks import check_resumes_exactly, planned
+from training.config import LoraConfig
+from training.errors import CheckpointError
+from training.recipes.sft import sft
+
+LORA = LoraConfig(rank=2, dropout=0.25)
+KINDS: dict[str, dict[str, Any]] = {
+    "ddp": {"backend": "ddp"},
+    "ddp, lora, saved beside the steps": {"backend": "ddp", "lora": LORA, "asynchronous": True},
+    "ddp, moments in 8 bits": {"backend": "ddp", "optimizer": "adamw_8bit"},
+    "ddp, muon": {"backend": "ddp", "optimizer": "muon"},
+    "fsdp, saved beside the steps": {"backend": "fsdp", "asynchronous": True},
+    "fsdp, lora": {"backend": "fsdp", "lora": LORA},
+    "fsdp, offload": {"backend": "fsdp", "offload": True},
+    "fsdp, offload, lora": {"backend": "fsdp", "offload": True, "lora": LORA},
+    "fsdp, bf16, recomputed": {"backend": "fsdp", "precision": "bf16", "activation_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gone_on_in_the_second_epoch_is_the_same_run_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    check_resumes_exactly(tmp_path, **KINDS[kind])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"num_ranks": 1}, "plan.num_ranks"),
+        ({"backend": "ddp"}, "plan.backend"),
+        ({"backend": "single", "num_ranks": 1}, "plan.backend"),
+    ],
+    ids=["fewer ranks", "another backend", "one process"],
+)
+def test_a_checkpoint_of_another_world_is_refused_by_name(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    made = planned(tmp_path, backend="fsdp", num_steps=1)
+    sft(made)
+    with pytest.raises(CheckpointError, match=rf"step-00000001 \({named}\): ") as refused:
+        sft(replace(made, **changed))
+    hint = "hint: give the setting its old value back, or go on to rounding with --elastic true"
+    assert str(refused.value).endswith(hint)
