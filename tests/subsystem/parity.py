@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from tests.support.examples import random_examples
 from training.algorithms.sft import Sft
-from training.config import LoraConfig
+from training.config import LoraConfig, OptimizerKind
 from training.data.batch import Batch
 from training.data.loader import Loader
 from training.metrics.records import StepRecord
 from training.models.lora import add_adapter
 from training.models.tiny import Architecture, tiny_model
-from training.optimizer import adamw
+from training.optimizer import optimizer_of
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
 from training.parallel.deepspeed import Deepspeed, preload
@@ -57,6 +57,7 @@ class Kind:
     offload: bool = False
     activation_checkpointing: bool = False
     keep_gathered: bool = False
+    optimizer: OptimizerKind = "adamw"
     bug: Bug = ""
 
     def __str__(self) -> str:
@@ -104,7 +105,7 @@ def compared(kinds: Sequence[Kind]) -> dict[Kind, Worst]:
     Args:
         kinds: all of the same number of ranks.
     """
-    alone = {Kind("single", 1, architecture=each.architecture, lora=each.lora) for each in kinds}
+    alone = {_alone(each) for each in kinds}
     references = launch(
         lambda world: {kind: list(taken(kind, Single("cpu", "fp32"))) for kind in alone}, 1, method="fork"
     )
@@ -112,11 +113,16 @@ def compared(kinds: Sequence[Kind]) -> dict[Kind, Worst]:
     return launch(partial(_compare, kinds, references), num_ranks, method="fork")
 
 
+def _alone(kind: Kind) -> Kind:
+    """What one process trains to compare with."""
+    return Kind("single", 1, architecture=kind.architecture, lora=kind.lora, optimizer=kind.optimizer)
+
+
 def _compare(kinds: Sequence[Kind], references: dict[Kind, list[Taken]], world: World) -> dict[Kind, Worst]:
     found = {}
     with joined(world, "cpu", seconds_max=60) as device:
         for kind in kinds:
-            reference = references[Kind("single", 1, architecture=kind.architecture, lora=kind.lora)]
+            reference = references[_alone(kind)]
             with _planted(kind.bug, backend_of(kind, world, device)) as backend:
                 found[kind] = _worst(reference, taken(kind, backend))
             if world.rank == 0:
@@ -196,7 +202,9 @@ def taken(kind: Kind, backend: Any) -> Iterator[Taken]:
         base.activation_checkpointing_enable({"use_reentrant": False})
     model = backend.wrap(model)
     # With a smaller epsilon a gradient that is all rounding is a full update, whose sign is a matter of luck.
-    made = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True)
+    made = optimizer_of(
+        kind.optimizer, model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True, momentum=0.95
+    )
     optimizer = backend.optimizer = backend.wrap_optimizer(model, made)
     batches = Loader(
         EXAMPLES, samples_per_step=16, tokens_per_rank_max=40, seed=1, rank=backend.rank, num_ranks=backend.num_ranks

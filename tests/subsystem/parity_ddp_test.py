@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.subsystem.parity import EXAMPLES, Kind, Worst, combinations, compared
-from tests.support.tolerances import RANKS_FP32_RELATIVE
+from tests.support.tolerances import RANKS_COARSE_OPTIMIZER_RELATIVE, RANKS_FP32_RELATIVE
 from training.algorithms.sft import Sft
 from training.data.loader import Loader
 from training.models.tiny import tiny_model
@@ -21,17 +21,23 @@ from training.step import validate
 
 KINDS = combinations("ddp", offload=False)
 PLANTED = Kind("ddp", bug="mean per rank")
+COARSE = [Kind("ddp", optimizer="muon"), Kind("ddp", optimizer="adamw_8bit")]
 X4 = replace(KINDS[0], num_ranks=4)
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[Kind, Worst]:
-    return compared([*KINDS, PLANTED])
+    return compared([*KINDS, *COARSE, PLANTED])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_two_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
     assert found[kind].most <= RANKS_FP32_RELATIVE
+
+
+@pytest.mark.parametrize("kind", COARSE, ids=str)
+def test_two_ranks_take_the_step_of_one_as_far_as_the_optimizer_is_exact(kind: Kind, found: dict[Kind, Worst]) -> None:
+    assert found[kind].most <= RANKS_COARSE_OPTIMIZER_RELATIVE
 
 
 def test_four_ranks_take_the_step_of_one_process() -> None:
