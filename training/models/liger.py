@@ -8,7 +8,6 @@ Not in the lock, as no machine without an accelerator can use it; the plan refus
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.liger import apply_liger_kernel
 
 from training.errors import ModelError
 
@@ -19,6 +18,9 @@ def use_liger(model: PreTrainedModel, where: str) -> None:
     Raises:
         ModelError: Liger has none for the architecture; by itself it would change nothing and say nothing.
     """
+    # Brings much of transformers along, which runs without Liger need not wait for.
+    from transformers.integrations.liger import apply_liger_kernel
+
     left_out = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     apply_liger_kernel(model, left_out)  # type: ignore[no-untyped-call]  # it declares no types
     module: nn.Module = model
