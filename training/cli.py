@@ -108,7 +108,9 @@ def _sft(settings: Namespace, words: Sequence[str]) -> int:
     summary = sft(resolved)
     if is_first:
         print(summary.describe())
-    if summary.stopped_by is None:
+    if summary.is_finished:
+        if is_first and summary.stopped_by:
+            print(f"over after {summary.num_steps} of {summary.num_steps_planned} steps by {summary.stopped_by}")
         return 0
     done = f"{summary.num_steps} of {summary.num_steps_planned} steps are saved"
     if is_first:

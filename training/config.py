@@ -300,6 +300,10 @@ class CheckpointConfig:
     num_kept: int = 2
     """Newest checkpoints kept. At least 2, so that a crash while one is written or found damaged leaves another."""
 
+    num_best_kept: int | None = None
+    """Checkpoints with the lowest validation loss kept beside the newest. Default: none. Each checkpoint then needs a
+    validation loss: steps_between must be a multiple of run.validation_steps_between."""
+
     resume: Resume = "auto"
     """`auto` goes on from the newest checkpoint under run.out, or starts there if it is empty; `must` refuses to start
     from zero; `never` refuses a run.out that already holds checkpoints."""
@@ -321,6 +325,8 @@ class CheckpointConfig:
                 1,
                 "leave it out to save only at the end and when stopped",
             )
+        if self.num_best_kept is not None:
+            _at_least("checkpoint.num_best_kept", self.num_best_kept, 1, "leave it out to keep the newest alone")
         _at_least("checkpoint.num_kept", self.num_kept, 2, "with one, a crash during the next save could lose both")
 
 
@@ -356,13 +362,24 @@ class RunConfig:
     """Steps from one validation loss to the next. Default: with validation data, one before the first step and one
     after the last."""
 
+    patience: int | None = None
+    """Validations in a row without a better loss after which the run is over, as if it had taken its last step: it is
+    saved and exported as it is then. Default: none, all steps are taken. Only with validation_steps_between."""
+
+    improvement_min: float | None = None
+    """How much lower than the best before, in nats, a validation loss must be to count as better. Default: 0. Only with
+    patience."""
+
     progress_steps_between: int = 1
     """Steps from one progress line to the next. metrics.jsonl has every step regardless."""
 
     def __post_init__(self) -> None:
         """Checks counts, and that the seed fits where seeds go."""
         _given("run.out", self.out, "name a directory with --out DIR")
-        for name in ("num_epochs", "num_steps", "steps_this_session_max", "num_threads", "validation_steps_between"):
+        counts = ("num_epochs", "num_steps", "steps_this_session_max", "num_threads", "validation_steps_between")
+        if self.improvement_min is not None:
+            _at_least("run.improvement_min", self.improvement_min, 0.0, "0 takes any lower loss")
+        for name in (*counts, "patience"):
             value: int | None = getattr(self, name)
             if value is not None:
                 _at_least(f"run.{name}", value, 1, "leave it out for the default")

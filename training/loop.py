@@ -11,12 +11,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Protocol
 
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord
+
+PATIENCE = "patience"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -28,7 +30,48 @@ class Outcome:
     step: int
     """Steps taken, over all processes of the run."""
     stopped_by: str | None
-    """SIGINT, SIGTERM, SIGUSR1 or steps_this_session_max; None if the last step was taken."""
+    """SIGINT, SIGTERM, SIGUSR1, steps_this_session_max or patience; None if the last step was taken."""
+
+    @property
+    def is_finished(self) -> bool:
+        """True if there is nothing to go on with."""
+        return self.stopped_by in (None, PATIENCE)
+
+
+@dataclass
+class Patience:
+    """Counts validations since the last one that was better. What it has heard is saved with each checkpoint."""
+
+    num_validations: int | None
+    """In a row that are not better, after which the run is over; None is never."""
+    improvement_min: float = 0.0
+    """How much lower than the best a loss must be to be better."""
+    heard: "Heard" = field(default_factory=lambda: Heard())
+
+    def hear(self, record: ValidationRecord) -> None:
+        """Counts a validation."""
+        best, num_since = self.heard.best, self.heard.num_since + 1
+        if best is None or (record.loss < best and record.loss <= best - self.improvement_min):
+            best, num_since = record.loss, 0
+        self.heard = Heard(best, num_since, record.step, record.loss)
+
+    def is_over(self) -> bool:
+        """True if there were as many in a row as it bears."""
+        return self.num_validations is not None and self.heard.num_since >= self.num_validations
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What validations have come to."""
+
+    best: float | None = None
+    """Loss of the last one that was better than the best before."""
+    num_since: int = 0
+    """Validations since."""
+    step: int = 0
+    """Steps taken at the last one."""
+    loss: float | None = None
+    """Of the last one."""
 
 
 class Saves(Protocol):
@@ -101,6 +144,7 @@ def run(
     records: Records | None,
     progress: ProgressLine | None,
     stop: StopRequest,
+    patience: Patience,
     checkpoint_steps_between: int | None,
     validation_steps_between: int | None,
     steps_this_session_max: int | None,
@@ -118,6 +162,7 @@ def run(
         records: gets every record before anything that depends on it is saved. None on ranks that do not write.
         progress: gets every record for people to see. None on ranks that do not.
         stop: is asked after each step.
+        patience: hears each validation loss; when it is over, so is the run.
         checkpoint_steps_between: None saves only at the end.
         validation_steps_between: None validates only at the ends.
         steps_this_session_max: None takes all that are left.
@@ -128,9 +173,13 @@ def run(
             records.write(record)
         if progress is not None:
             progress.show(record)
+        if isinstance(record, ValidationRecord):
+            patience.hear(record)
 
     if validate is not None and first_step == 0:
         keep(validate(0))
+    if patience.is_over():
+        return Outcome(first_step, PATIENCE if first_step < num_steps else None)
     for step in range(first_step, num_steps):
         keep(take_step(step))
         taken, is_last = step + 1, step + 1 == num_steps
@@ -141,6 +190,8 @@ def run(
             saver.collect()
         if reason is None and taken - first_step == steps_this_session_max:
             reason = "steps_this_session_max"
+        if patience.is_over():
+            reason = PATIENCE
         if is_last or reason is not None or _is_due(taken, checkpoint_steps_between):
             if records is not None:
                 records.sync()

@@ -122,8 +122,11 @@ class Plan:
     checkpoint_steps_between: int | None
     asynchronous: bool
     num_kept: int
+    num_best_kept: int
     steps_this_session_max: int | None
     validation_steps_between: int | None
+    patience: int | None
+    improvement_min: float
     progress_steps_between: int
 
     def trajectory(self) -> dict[str, Any]:
@@ -154,6 +157,8 @@ class Plan:
             validation = "none"
         elif self.validation_steps_between:
             validation += f", every {self.validation_steps_between} steps"
+        if self.patience:
+            validation += f"; over after {self.patience} without one better by {self.improvement_min:g}"
         clip = "not clipped" if self.gradient_norm_max is None else f"norm at most {self.gradient_norm_max:g}"
         every = f"every {self.checkpoint_steps_between} steps" if self.checkpoint_steps_between else ""
         every += (" (training goes on meanwhile) and " if self.asynchronous else " and ") if every else ""
@@ -162,6 +167,7 @@ class Plan:
             adamw = f"Muon for matrices, momentum {self.momentum:g}; {adamw}"
         elif self.optimizer == "adamw_8bit":
             adamw = f"{adamw}, moments in 8 bits"
+        kept = f"newest {self.num_kept}" + (f" and best {self.num_best_kept}" if self.num_best_kept else "")
         lines = {
             "model": f"{self.model_path}, {trained}"
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
@@ -182,7 +188,7 @@ class Plan:
             "length": length
             + (f", at most {self.steps_this_session_max} in this session" if self.steps_this_session_max else ""),
             "seed": str(self.seed),
-            "out": f"{self.out}; checkpoints {every}at the end, newest {self.num_kept} kept; resume: {self.resume}"
+            "out": f"{self.out}; checkpoints {every}at the end, {kept} kept; resume: {self.resume}"
             + (", also on another number of ranks" if self.elastic else ""),
             "export": ", ".join(self.exports) or "none",
             "progress": f"every {self.progress_steps_between} step(s)",
@@ -214,6 +220,9 @@ _BOOKKEEPING = {
     "checkpoint_steps_between",
     "asynchronous",
     "num_kept",
+    "num_best_kept",
+    "patience",
+    "improvement_min",
     "steps_this_session_max",
     "keep_gathered",
     "collective_seconds_max",
@@ -283,8 +292,11 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         checkpoint_steps_between=checkpoint.steps_between,
         asynchronous=checkpoint.steps_between is not None and checkpoint.asynchronous is not False,
         num_kept=checkpoint.num_kept,
+        num_best_kept=checkpoint.num_best_kept or 0,
         steps_this_session_max=run.steps_this_session_max,
         validation_steps_between=run.validation_steps_between,
+        patience=run.patience,
+        improvement_min=run.improvement_min or 0.0,
         progress_steps_between=run.progress_steps_between,
     )
 
@@ -330,6 +342,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             "something to compute a validation loss on",
             "hold samples out with --data.validation_fraction 0.05",
         )
+    yield from _validation_refusals(config)
     yield from _optimizer_refusals(config, machine)
     if schedule.decay_fraction is not None and schedule.shape != "wsd":
         got = f"{schedule.decay_fraction:g}, while schedule.shape is {schedule.shape}"
@@ -430,6 +443,28 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
 
 def _kind_of_adapter(lora: LoraConfig) -> str:
     return ("DoRA" if lora.dora else "LoRA") + (" (rank-stabilized)" if lora.rank_stabilized else "")
+
+
+def _validation_refusals(config: SftConfig) -> Iterator[Refusal]:
+    """The rules of what follows from validation losses on the way."""
+    run, checkpoint = config.run, config.checkpoint
+    between = run.validation_steps_between
+    if run.patience is not None and between is None:
+        hint = "add --validation-steps-between 50"
+        yield Refusal("run.patience", f"{run.patience}, without validations on the way", "some to count", hint)
+    if run.improvement_min is not None and run.patience is None:
+        got = f"{run.improvement_min:g}, without patience"
+        yield Refusal("run.improvement_min", got, "a run that can lose it", "add --patience 3, or leave it out")
+    if checkpoint.num_best_kept is not None and (
+        between is None or checkpoint.steps_between is None or checkpoint.steps_between % between
+    ):
+        yield Refusal(
+            "checkpoint.num_best_kept",
+            f"{checkpoint.num_best_kept}, with checkpoints every {checkpoint.steps_between} steps and validations "
+            f"every {between}",
+            "a validation loss for each checkpoint",
+            "give --checkpoint.steps_between as a multiple of --validation-steps-between",
+        )
 
 
 def _optimizer_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:

@@ -2,7 +2,8 @@
 
     checkpoints/
       step-00000010/          committed: the directory has its final name, and its manifest was on disk before that
-        manifest.json         {"schema": 1, "step": 10, "files": {name: {"bytes": …, "sha256": …}}, "sha256": …}
+        manifest.json         {"schema": 1, "step": 10, "validation_loss": 2.1, "files": {name: {"bytes": …, "sha256":
+                              …}}, "sha256": …}; the loss is null if none was computed after that step
         state.json  parameters.safetensors  moments.safetensors  random.safetensors
                         of several ranks, what each of them writes: random-00001-of-00002.safetensors, …
       step-00000020/
@@ -57,10 +58,10 @@ def entry_of(path: Path) -> FileEntry:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def manifest_text(step: int, files: Mapping[str, FileEntry]) -> str:
+def manifest_text(step: int, files: Mapping[str, FileEntry], validation_loss: float | None = None) -> str:
     """The manifest as it is written, with a hash of itself, so that damage to it is seen as well."""
     listed = {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in sorted(files.items())}
-    body = {"schema": SCHEMA, "step": step, "files": listed}
+    body = {"schema": SCHEMA, "step": step, "validation_loss": validation_loss, "files": listed}
     return json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n"
 
 
@@ -97,6 +98,20 @@ def committed(checkpoints: Path) -> list[Path]:
         return []
     found = [path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def best(checkpoints: Path, num: int) -> list[Path]:
+    """The `num` committed checkpoints with the lowest validation loss, best first; of equals the older one."""
+    losses: dict[Path, float] = {}
+    for each in committed(checkpoints):
+        try:
+            loss = json.loads((each / MANIFEST).read_text(encoding="utf-8"))["validation_loss"]
+        except (OSError, ValueError, KeyError, TypeError):
+            # Damaged, so not one to come back to.
+            continue
+        if isinstance(loss, float):
+            losses[each] = loss
+    return sorted(losses, key=lambda path: losses[path])[:num]
 
 
 def newest(checkpoints: Path) -> Path | None:

@@ -31,6 +31,7 @@ from training.checkpoint.manifest import (
     TRASH,
     UNFINISHED,
     FileEntry,
+    best,
     committed,
     entry_of,
     manifest_text,
@@ -51,6 +52,8 @@ def save(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     num_kept: int,
+    num_best_kept: int = 0,
+    validation_loss: float | None = None,
     ranks: Ranks = ALONE,
     on_boundary: Callable[[str], None] = lambda name: None,
 ) -> Path:
@@ -63,6 +66,8 @@ def save(
             they are, uncopied.
         state: JSON values, written to state.json by rank 0.
         num_kept: newest checkpoints to keep, this one included.
+        num_best_kept: checkpoints to keep for their validation loss, beside the newest.
+        validation_loss: after this step, if it was computed; written to the manifest.
         ranks: who takes part. Rank 0 makes the directory and commits it once every rank has flushed its files.
         on_boundary: told the name of each boundary before it is crossed.
 
@@ -96,7 +101,7 @@ def save(
         _write(unfinished / STATE, json.dumps(state, indent=1) + "\n", on_boundary)
         files[STATE] = entry_of(unfinished / STATE)
         on_boundary("write manifest")
-        _write(unfinished / MANIFEST, manifest_text(step, files), on_boundary)
+        _write(unfinished / MANIFEST, manifest_text(step, files, validation_loss), on_boundary)
         _flush(unfinished)
         on_boundary("write pointer")
         _write(next_pointer, f"{final.name}\n", on_boundary)
@@ -108,7 +113,10 @@ def save(
         next_pointer.rename(checkpoints / POINTER)
         on_boundary("flush pointer")
         _flush(checkpoints)
+        worth_keeping = best(checkpoints, num_best_kept)
         for old in committed(checkpoints)[:-num_kept]:
+            if old in worth_keeping:
+                continue
             on_boundary(f"rotate {old.name}")
             trash = old.rename(checkpoints / f"{TRASH}{old.name}")
             on_boundary(f"delete {old.name}")

@@ -94,6 +94,8 @@ class RunSummary:
     data: DataSummary
     stopped_by: str | None = None
     """What ended the run before its last step; None if nothing did."""
+    is_finished: bool = True
+    """False if it is to be gone on with."""
     exports: Mapping[str, str] = field(default_factory=dict)
     """Directory of each export, verified."""
 
@@ -133,6 +135,7 @@ def summarize(
     *,
     num_steps_planned: int,
     stopped_by: str | None = None,
+    is_finished: bool = True,
     exports: Mapping[str, str] | None = None,
 ) -> RunSummary:
     """The summary of a run from its records, which have each step once whatever happened on the way."""
@@ -161,6 +164,7 @@ def summarize(
         seconds_stalled=sum(each.seconds_stalled for each in checkpoints),
         data=data,
         stopped_by=stopped_by,
+        is_finished=is_finished,
         exports=dict(exports or {}),
     )
 

@@ -93,7 +93,7 @@ def _quickstart(task: Task, folder: Path, state: State, draw: Draw | None) -> in
     say("training", f"{state.num_steps} steps in about {duration(state.seconds)}; Ctrl-C saves. It is this command:")
     print(f"\n  {typed(words)}\n", flush=True)
     summary = train(words)
-    if summary.stopped_by is not None:
+    if not summary.is_finished:
         print(f"\n{summary.num_steps} of {summary.num_steps_planned} steps are saved.")
         return EXIT_INTERRUPTED
 

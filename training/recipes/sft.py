@@ -9,7 +9,7 @@ Left under `out`:
 
 import random
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from training.data.loader import Loader, fit, permutation
 from training.data.render import render_blocks, render_samples
 from training.data.samples import read_documents, read_samples
 from training.errors import ConfigError, DataError
-from training.loop import StopRequest, run
+from training.loop import Heard, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import DataSummary, FileSummary, RunSummary, added, summarize
@@ -178,10 +178,12 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
     }
     _check_ranks_agree(backend, identity | {"checkpoint": found.name if found else None})
     first_step = 0
+    patience = Patience(plan.patience, plan.improvement_min)
     if saved:
         check_same(saved, identity, elastic=plan.elastic)
         restore(saved.tensors, trained, optimizer, is_whole=saved.is_whole)
         first_step = saved.step
+        patience.heard = Heard(**saved.state["heard"])
         del saved
 
     def take_step(step: int) -> StepRecord:
@@ -212,13 +214,23 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
 
     def captured() -> Content:
         tensors = files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded)
-        return tensors, {"identity": identity, "replicated": replicated_names(trained)}
+        state = {"identity": identity, "replicated": replicated_names(trained), "heard": asdict(patience.heard)}
+        return tensors, state
 
     savers = backend.apart(seconds_max=plan.collective_seconds_max)
 
     def write(step: int, content: Content) -> int:
         tensors, state = content
-        path = save(checkpoints, step, tensors=tensors, state=state, num_kept=plan.num_kept, ranks=savers)
+        path = save(
+            checkpoints,
+            step,
+            tensors=tensors,
+            state=state,
+            num_kept=plan.num_kept,
+            num_best_kept=plan.num_best_kept,
+            validation_loss=state["heard"]["loss"] if state["heard"]["step"] == step else None,
+            ranks=savers,
+        )
         return sum(file.stat().st_size for file in path.iterdir()) if backend.rank == 0 else 0
 
     def report(record: CheckpointRecord) -> None:
@@ -252,6 +264,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             records=records,
             progress=progress,
             stop=stop,
+            patience=patience,
             checkpoint_steps_between=plan.checkpoint_steps_between,
             validation_steps_between=plan.validation_steps_between,
             steps_this_session_max=plan.steps_this_session_max,
@@ -263,7 +276,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         ).model
         return add_adapter(again, plan.lora) if plan.lora else again
 
-    kinds = plan.exports if outcome.stopped_by is None else ()
+    kinds = plan.exports if outcome.is_finished else ()
     whole = backend.whole(trained, built) if kinds else None
     summary = None
     if backend.rank == 0:
@@ -272,6 +285,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             data.summary,
             num_steps_planned=num_steps,
             stopped_by=outcome.stopped_by,
+            is_finished=outcome.is_finished,
             exports={
                 kind: str(export(whole, tokenizer, out / kind, kind=kind, base_path=base_path))
                 for kind in kinds

@@ -173,6 +173,19 @@ REFUSED: list[tuple[type, str, Any, str]] = [
         "checkpoint.num_kept: 1; expected a finite number of at least 2. hint: with one, a crash during the next save "
         "could lose both",
     ),
+    (
+        CheckpointConfig,
+        "num_best_kept",
+        0,
+        "checkpoint.num_best_kept: 0; expected a finite number of at least 1. hint: leave it out to keep the newest "
+        "alone",
+    ),
+    (
+        RunConfig,
+        "improvement_min",
+        -0.1,
+        "run.improvement_min: -0.1; expected a finite number of at least 0.0. hint: 0 takes any lower loss",
+    ),
     (RunConfig, "out", "", "run.out: nothing; expected a path. hint: name a directory with --out DIR"),
     *(
         (
@@ -181,7 +194,14 @@ REFUSED: list[tuple[type, str, Any, str]] = [
             0,
             f"run.{name}: 0; expected a finite number of at least 1. hint: leave it out for the default",
         )
-        for name in ("num_epochs", "num_steps", "steps_this_session_max", "num_threads", "validation_steps_between")
+        for name in (
+            "num_epochs",
+            "num_steps",
+            "steps_this_session_max",
+            "num_threads",
+            "validation_steps_between",
+            "patience",
+        )
     ),
     (
         RunConfig,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.loop import STOP_SIGNALS, Outcome, StopRequest, run
+from training.loop import STOP_SIGNALS, Heard, Outcome, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import Records, StepRecord, ValidationRecord, read_records
 
@@ -23,6 +23,7 @@ class Calls:
         self.out = out
         self.validates = validates
         self.during = during
+        self.losses: dict[int, float] = {}
         self.saving: int | None = None
         self.ready_after: int | None = None
 
@@ -34,6 +35,7 @@ class Calls:
         checkpoints: int | None = None,
         validations: int | None = None,
         session: int | None = None,
+        patience: Patience | None = None,
     ) -> Outcome:
         self.made.clear()
         path = self.out / "metrics.jsonl"
@@ -51,6 +53,7 @@ class Calls:
                 records=records,
                 progress=progress,
                 stop=stop,
+                patience=patience or Patience(None),
                 checkpoint_steps_between=checkpoints,
                 validation_steps_between=validations,
                 steps_this_session_max=session,
@@ -63,7 +66,7 @@ class Calls:
 
     def validate(self, step: int) -> ValidationRecord:
         self.made.append(f"validate {step}")
-        return ValidationRecord(step, 1.0, 1, 0.1)
+        return ValidationRecord(step, self.losses.get(step, 1.0), 1, 0.1)
 
     @property
     def is_ready(self) -> bool:
@@ -180,6 +183,39 @@ def test_signal_lets_the_step_finish_then_saves_and_stops(tmp_path: Path, number
     calls = Calls(tmp_path, during=signalled)
     assert calls.run(5) == Outcome(2, number.name)
     assert calls.made == ["step 0", "step 1", "save 2"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "least", "ends"),
+    [
+        ([3.0, 2.0, 1.0, 0.5, 0.4, 0.3], 0.0, None),
+        ([3.0, 2.0, 2.0, 2.0, 1.0, 1.0], 0.0, 3),
+        ([3.0, 2.0, 2.5, 1.0, 1.5, 1.5], 0.0, None),
+        ([3.0, 2.9, 2.8, 2.7, 2.6, 2.5], 0.15, None),
+        ([3.0, 2.95, 2.9, 2.0, 2.0, 2.0], 0.15, 2),
+    ],
+    ids=["falls", "equal is not better", "counted in a row", "small ones add up", "too small"],
+)
+def test_patience_ends_the_run_after_two_validations_that_are_not_better(
+    tmp_path: Path, losses: list[float], least: float, ends: int | None
+) -> None:
+    calls = Calls(tmp_path, validates=True)
+    calls.losses = dict(enumerate(losses))
+    outcome = calls.run(5, validations=1, patience=Patience(2, least))
+    assert outcome == (Outcome(ends, "patience") if ends else Outcome(5, None))
+    assert outcome.is_finished
+    assert calls.made[-1] == f"save {outcome.step}"
+
+
+def test_patience_goes_on_from_what_was_heard_and_a_run_that_is_over_stays_so(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, validates=True)
+    patience = Patience(3)
+    assert calls.run(9, validations=1, session=2, patience=patience) == Outcome(2, "steps_this_session_max")
+    assert patience.heard == Heard(best=1.0, num_since=2, step=2, loss=1.0)
+    again = Patience(3, heard=patience.heard)
+    assert calls.run(9, first_step=2, validations=1, patience=again) == Outcome(3, "patience")
+    assert calls.run(9, first_step=3, validations=1, patience=again) == Outcome(3, "patience")
+    assert calls.made == []
 
 
 def test_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:

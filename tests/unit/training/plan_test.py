@@ -30,7 +30,7 @@ BASES = {
         lora=LoraConfig(),
         schedule=ScheduleConfig(shape="wsd"),
         data=DataConfig("d", validation_fraction=0.1),
-        run=RunConfig("o", num_steps=50),
+        run=RunConfig("o", num_steps=50, validation_steps_between=5, patience=3),
         checkpoint=CheckpointConfig(steps_between=10),
     ),
     "muon": replace(BASE, optimizer=OptimizerConfig(kind="muon")),
@@ -219,6 +219,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "optimizer.fused: true, with adamw_8bit; expected adamw or muon. hint: leave it out: adamw_8bit has one way",
     ),
     (
+        {"run": RunConfig("o", patience=3)},
+        "run.patience: 3, without validations on the way; expected some to count. hint: add "
+        "--validation-steps-between 50",
+    ),
+    (
+        {"run": RunConfig("o", improvement_min=0.1)},
+        "run.improvement_min: 0.1, without patience; expected a run that can lose it. hint: add --patience 3, or leave "
+        "it out",
+    ),
+    (
+        {
+            "checkpoint": CheckpointConfig(steps_between=10, num_best_kept=1),
+            "run": RunConfig("o", validation_steps_between=4),
+            "data": DataConfig("d", validation_fraction=0.1),
+        },
+        "checkpoint.num_best_kept: 1, with checkpoints every 10 steps and validations every 4; expected a validation "
+        "loss for each checkpoint. hint: give --checkpoint.steps_between as a multiple of --validation-steps-between",
+    ),
+    (
         {"schedule": ScheduleConfig(shape="cosine", decay_fraction=0.1)},
         "schedule.decay_fraction: 0.1, while schedule.shape is cosine; expected wsd, the one shape with a decay phase. "
         "hint: leave it out, or choose wsd",
@@ -324,12 +343,21 @@ def test_trajectory_leaves_out_where_and_how_often_and_keeps_what_decides_number
     before = planned(BASE).trajectory()
     bookkeeping = replace(
         BASE,
-        run=RunConfig("elsewhere", steps_this_session_max=3, progress_steps_between=5),
-        checkpoint=CheckpointConfig(steps_between=4, asynchronous=False, num_kept=5, resume="must", export="none"),
+        run=RunConfig(
+            "elsewhere",
+            steps_this_session_max=3,
+            progress_steps_between=5,
+            validation_steps_between=2,
+            patience=3,
+            improvement_min=0.1,
+        ),
+        checkpoint=CheckpointConfig(
+            steps_between=4, asynchronous=False, num_kept=5, num_best_kept=2, resume="must", export="none"
+        ),
         model=ModelConfig("moved"),
-        data=DataConfig("moved too"),
+        data=DataConfig("moved too", validation_fraction=0.1),
     )
-    assert planned(bookkeeping).trajectory() == before
+    assert planned(bookkeeping).trajectory() == before | {"validation_fraction": 0.1}
     assert planned(replace(BASE, run=RunConfig("o", seed=1))).trajectory() != before
     assert planned(replace(BASE, optimizer=OptimizerConfig(beta2=0.95))).trajectory() != before
     assert planned(replace(BASE, lora=LoraConfig())).trajectory() != before

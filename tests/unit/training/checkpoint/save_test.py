@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint.manifest import committed, newest, verified
+from training.checkpoint.manifest import best, committed, newest, verified
 from training.checkpoint.resume import load
 from training.checkpoint.save import save
 from training.errors import CheckpointError
@@ -142,6 +142,22 @@ def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, num_kept=3)
     assert [path.name for path in committed(tmp_path)] == ["step-00000030", "step-00000040", "step-00000050"]
+
+
+def test_rotation_keeps_the_best_beside_the_newest(tmp_path: Path) -> None:
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: None, 50: 4.0, 60: 5.0, 70: 1.0}
+    for step, loss in losses.items():
+        write(tmp_path, step, num_best_kept=2, validation_loss=loss)
+        kept = [int(path.name.removeprefix("step-")) for path in committed(tmp_path)]
+        assert set(kept) >= {each for each in losses if step - 10 <= each <= step}
+        for path in committed(tmp_path):
+            verified(path)
+    # 70 is as good as 20, and among the newest anyway; without a loss, 40 is never among the best.
+    assert kept == [20, 60, 70]
+    assert [path.name for path in best(tmp_path, 2)] == ["step-00000020", "step-00000070"]
+    (tmp_path / "step-00000020/manifest.json").write_text("{")
+    write(tmp_path, 80, num_best_kept=2, validation_loss=6.0)
+    assert [path.name for path in committed(tmp_path)] == ["step-00000060", "step-00000070", "step-00000080"]
 
 
 def test_error_at_any_boundary_before_the_commit_leaves_the_old_checkpoints_alone(tmp_path: Path) -> None:

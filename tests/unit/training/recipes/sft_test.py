@@ -13,7 +13,7 @@ import torch
 from tests.support.chats import chat, sums, write_jsonl
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
 from training.errors import CheckpointError, DataError
-from training.metrics.records import StepRecord, read_records
+from training.metrics.records import StepRecord, ValidationRecord, read_records
 from training.metrics.summary import FileSummary
 from training.models.tiny import save_tiny, tiny_tokenizer
 from training.plan import Machine, Plan, plan
@@ -96,6 +96,28 @@ def test_a_finished_run_given_again_takes_no_step_and_exports_again(tmp_path: Pa
     again = sft(made)
     assert again == first
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_whose_patience_ends_is_finished_exported_and_stays_so(tmp_path: Path) -> None:
+    often: dict[str, Any] = {"checkpoint_steps_between": 2, "validation_steps_between": 2, "validation_fraction": 0.2}
+    made = planned(tmp_path, sums(16), num_epochs=4, exports=("model",), num_best_kept=1, **often)
+    # Nothing is better than the loss before the first step by so much.
+    impatient = replace(made, patience=2, improvement_min=100.0)
+    summary = sft(impatient)
+    assert (summary.stopped_by, summary.is_finished) == ("patience", True)
+    assert (summary.num_steps, summary.num_steps_planned) == (4, 16)
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+    assert sft(impatient) == summary
+    losses = {
+        each.step: each.loss
+        for each in read_records(tmp_path / "out/metrics.jsonl")
+        if isinstance(each, ValidationRecord)
+    }
+    for step in (2, 4):
+        manifest = json.loads((tmp_path / f"out/checkpoints/step-{step:08d}/manifest.json").read_text())
+        assert manifest["validation_loss"] == losses[step]
+    # With more patience it goes on from there.
+    assert sft(made).num_steps == 16
 
 
 def test_number_of_steps_may_end_within_an_epoch(tmp_path: Path) -> None:
