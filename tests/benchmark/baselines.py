@@ -139,7 +139,7 @@ def main() -> int:
     if arguments.write:
         baselines |= {cell: entry(verdicts) for cell, verdicts in found.items()}
         write(baselines, path)
-        print(f"wrote {BASELINES}; the table of docs/benchmark.md is now\n\n{table(baselines)}")
+        print(f"wrote {BASELINES}; the table of docs/benchmark.md is now\n\n{table(read(path))}")
         return 0
     # A cell without a baseline is a difference too.
     same = all(
