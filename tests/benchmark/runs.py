@@ -29,7 +29,7 @@ TRAINER: Words = ("training",)
 CURVE_TOLERANCE = 10.0
 """Relative difference of a loss at which a history calls the curve another one. Wide, since runs that differ by
 rounding part for good: column addition on one process and on two agrees to 3e-6 up to step 50, to 2 % up to step 100,
-and at single later steps one loss is six times the other. Whether a model has become worse, the battery says."""
+and at single later steps one loss can be many times the other. Whether a model has become worse, the battery says."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def run(
     records = list(read_records(out / "run" / "metrics.jsonl"))
     figures = metrics(after, before)
     verdict = Verdict(
-        # A seed is a curve of its own to whoever compares curves over commits, and a recipe of its own along rows.
+        # Name and recipe are this seed's alone, so that a history compares it with its own past and with nothing else.
         cell=Row(
             f"{cell.name}_seed_{seed}",
             f"{cell.task.name}_seed_{seed}",
