@@ -1,6 +1,6 @@
 """What a backend promises, on a model of a few numbers: no transformers, so that this takes seconds.
 
-`parity_test` holds all of it against real architectures; here each promise is by itself, and so is what breaks it.
+The parity tests hold all of it against real architectures; here each promise is by itself, and so is what breaks it.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from training.metrics.records import StepRecord
 from training.optimizer import adamw
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
+from training.parallel.deepspeed import Deepspeed, preload
 from training.parallel.fsdp import Fsdp
 from training.parallel.launch import launch
 from training.parallel.shards import part_of
@@ -32,6 +33,7 @@ from training.parallel.world import World, joined
 from training.step import train_step
 
 RANKS = ["ddp", "fsdp"]
+preload("cpu")
 EXAMPLES = random_examples([5, 19, 11, 3, 8, 24, 7, 13, 2, 16, 9, 4], seed=3)
 
 
@@ -85,6 +87,8 @@ def backend_of(kind: str, world: World, **options: bool) -> Iterator[Backend]:
     with joined(world, "cpu", seconds_max=60) as device:
         if kind == "ddp":
             yield Ddp(world, device, "fp32")
+        elif kind == "deepspeed":
+            yield Deepspeed(world, device, "fp32", stage=2, offload=False)
         else:
             yield Fsdp(world, device, "fp32", **{"keep_gathered": False, "offload": False} | options)
 
@@ -129,7 +133,7 @@ def train(kind: str, world: World) -> tuple[list[StepRecord], list[float]]:
         return records, values(model, backend)
 
 
-@pytest.mark.parametrize("kind", RANKS)
+@pytest.mark.parametrize("kind", [*RANKS, "deepspeed"])
 def test_steps_of_two_ranks_are_those_of_one_process(kind: str) -> None:
     # Ranks are forked from this process, so it must not compute itself.
     records, weights = launch(partial(train, "single"), 1, method="fork")
