@@ -407,6 +407,11 @@ class ParallelConfig:
     """What deepspeed cuts: 1 moments, 2 gradients as well, 3 weights as well. Default: 2, as fsdp is there for what
     needs 3, and 1 keeps a gradient of the whole model on each rank. Only for deepspeed."""
 
+    shard_ranks: int | None = None
+    """Ranks that hold one copy of the weights between them; each further group of so many holds another, and groups add
+    up their gradients. The ranks of one machine, usually, so that layers are gathered over its own links. Default: all.
+    Only for fsdp, and a divisor of parallel.ranks."""
+
     keep_gathered: bool = False
     """Keep a layer's weights on every rank from its forward to its backward pass: faster, more memory. Only for
     fsdp."""
@@ -423,6 +428,8 @@ class ParallelConfig:
         """Checks counts."""
         if self.ranks is not None:
             _at_least("parallel.ranks", self.ranks, 1, "leave it out for one process")
+        if self.shard_ranks is not None:
+            _at_least("parallel.shard_ranks", self.shard_ranks, 1, "leave it out to shard over all ranks")
         if self.collective_seconds_max is not None:
             _at_least("parallel.collective_seconds_max", self.collective_seconds_max, 1, "leave it out for the default")
 

@@ -111,6 +111,8 @@ class Plan:
     num_ranks: int
     zero_stage: ZeroStage | None
     """None unless the backend is deepspeed."""
+    shard_ranks: int | None
+    """None shards over all ranks, if the backend shards."""
     keep_gathered: bool
     offload: bool
     collective_seconds_max: int
@@ -200,6 +202,7 @@ class Plan:
             return "1"
         how = f"{self.num_ranks}, {self.backend}, waiting for each other at most {self.collective_seconds_max} s"
         how += f", ZeRO stage {self.zero_stage}" if self.zero_stage else ""
+        how += f", each copy of the weights on {self.shard_ranks} of them" if self.shard_ranks else ""
         how += ", weights kept gathered until the backward pass" if self.keep_gathered else ""
         return how + (", offloaded to CPU memory" if self.offload else "")
 
@@ -282,6 +285,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         backend=backend,
         num_ranks=num_ranks,
         zero_stage=(parallel.zero_stage or 2) if backend == "deepspeed" else None,
+        shard_ranks=parallel.shard_ranks if parallel.shard_ranks != num_ranks else None,
         keep_gathered=parallel.keep_gathered,
         offload=parallel.offload,
         collective_seconds_max=parallel.collective_seconds_max or 1800,
@@ -425,6 +429,7 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
         got = f"{num_ranks_here} on this machine, which has {machine.num_accelerators} of {device}"
         yield Refusal("parallel.ranks", got, "one for each", "take fewer ranks, or --device cpu")
     for name, value, backends in (
+        ("shard_ranks", parallel.shard_ranks, ("fsdp",)),
         ("keep_gathered", parallel.keep_gathered, ("fsdp",)),
         ("offload", parallel.offload, ("fsdp", "deepspeed")),
         ("zero_stage", parallel.zero_stage, ("deepspeed",)),
@@ -436,6 +441,9 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
                 " or ".join(backends),
                 f"add --backend {backends[0]}, or leave the setting out",
             )
+    if parallel.shard_ranks is not None and num_ranks % parallel.shard_ranks:
+        got = f"{parallel.shard_ranks}, of {num_ranks} ranks"
+        yield Refusal("parallel.shard_ranks", got, "a divisor of that", "groups of ranks must be equal: take another")
     if parallel.collective_seconds_max is not None and backend == "single":
         got = f"{parallel.collective_seconds_max}, with a single process"
         yield Refusal("parallel.collective_seconds_max", got, "ranks to wait for", "leave it out")

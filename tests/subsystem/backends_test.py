@@ -90,7 +90,13 @@ def backend_of(kind: str, world: World, **options: bool) -> Iterator[Backend]:
         elif kind == "deepspeed":
             yield Deepspeed(world, device, "fp32", stage=2, offload=False)
         else:
-            yield Fsdp(world, device, "fp32", **{"keep_gathered": False, "offload": False} | options)
+            yield Fsdp(
+                world,
+                device,
+                "fp32",
+                num_shards=world.num_ranks,
+                **{"keep_gathered": False, "offload": False} | options,
+            )
 
 
 def values(model: nn.Module, backend: Backend) -> list[float]:
@@ -98,7 +104,7 @@ def values(model: nn.Module, backend: Backend) -> list[float]:
     found: list[float] = []
     for parameter in model.parameters():
         part = part_of(parameter).flatten().tolist()
-        found += [value for each in backend.gather(part) for value in each] if backend.is_sharded else part
+        found += [value for each in backend.gather(part)[: backend.num_shards] for value in each]
     return found
 
 

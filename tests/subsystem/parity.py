@@ -57,11 +57,13 @@ class Kind:
     offload: bool = False
     activation_checkpointing: bool = False
     keep_gathered: bool = False
+    shard_ranks: int = 0
     optimizer: OptimizerKind = "adamw"
     bug: Bug = ""
 
     def __str__(self) -> str:
         said = [f"{self.backend}{self.stage or ''} x{self.num_ranks}", self.architecture]
+        said += [f"in shards of {self.shard_ranks}"] if self.shard_ranks else []
         return " ".join([*said, *(name for name, value in vars(self).items() if value is True), self.bug]).rstrip()
 
 
@@ -152,7 +154,15 @@ def backend_of(kind: Kind, world: World, device: torch.device) -> Backend:
         case "ddp":
             return Ddp(world, device, "fp32")
         case "fsdp":
-            return Fsdp(world, device, "fp32", keep_gathered=kind.keep_gathered, offload=kind.offload)
+            num_shards = kind.shard_ranks or kind.num_ranks
+            return Fsdp(
+                world,
+                device,
+                "fp32",
+                num_shards=num_shards,
+                keep_gathered=kind.keep_gathered,
+                offload=kind.offload,
+            )
         case "deepspeed":
             return Deepspeed(world, device, "fp32", stage=kind.stage, offload=kind.offload)
     raise AssertionError(kind.backend)
@@ -231,7 +241,7 @@ def taken(kind: Kind, backend: Any) -> Iterator[Taken]:
 def _whole(parameter: nn.Parameter, backend: Backend) -> NDArray[np.float32]:
     """The weight in one piece, joined from the parts of all ranks."""
     part = part_of(parameter).numpy().copy()
-    parts = backend.gather(part) if backend.is_sharded else [part]
+    parts = backend.gather(part)[: backend.num_shards]
     return np.concatenate([each.reshape(-1) for each in parts]).reshape(shape_of(parameter))
 
 

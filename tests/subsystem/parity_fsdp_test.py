@@ -13,6 +13,10 @@ X4 = [
     Kind("fsdp", num_ranks=4, architecture="qwen3_moe", lora=True),
     Kind("fsdp", num_ranks=4, architecture="qwen2", offload=True),
     Kind("fsdp", num_ranks=4, architecture="granite", activation_checkpointing=True),
+    Kind("fsdp", num_ranks=4, shard_ranks=2),
+    Kind("fsdp", num_ranks=4, shard_ranks=2, architecture="qwen3_moe", lora=True, activation_checkpointing=True),
+    Kind("fsdp", num_ranks=4, shard_ranks=2, architecture="qwen2", offload=True, keep_gathered=True),
+    Kind("fsdp", num_ranks=4, shard_ranks=1),
 ]
 PLANTED = Kind("fsdp", bug="mean per rank")
 

@@ -29,6 +29,8 @@ from training.recipes.sft import sft
         ("zero 2 x2", "fsdp x2"),
         ("fsdp x2", "zero 2 x2"),
         ("zero 3 x2", "one process"),
+        ("fsdp x4, shards of 2", "fsdp x2"),
+        ("zero 1 x2", "fsdp x4, shards of 2"),
     ],
 )
 def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before: str, after: str) -> None:

@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fsdp, lora": {"backend": "fsdp", "lora": LORA},
     "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, offload, lora": {"backend": "fsdp", "offload": True, "lora": LORA},
+    "fsdp, four ranks in shards of two": {"backend": "fsdp", "num_ranks": 4, "shard_ranks": 2},
     "fsdp, bf16, recomputed": {"backend": "fsdp", "precision": "bf16", "activation_checkpointing": True},
 }
 

@@ -38,6 +38,8 @@ class Place:
     zero_stage: int | None = None
     rank: int = 0
     num_ranks: int = 1
+    num_shards: int = 1
+    """Ranks that hold a copy of the weights between them."""
 
 
 SINGLE = Place()
@@ -45,7 +47,9 @@ SINGLE = Place()
 JOINED = ("parameters", "moments")
 """Files whose content is the run's; `random` is each rank's own."""
 
-OF_THE_PLACE = {f"plan.{name}" for name in ("backend", "zero_stage", "num_ranks", "offload", "device", "num_threads")}
+OF_THE_PLACE = {
+    f"plan.{name}" for name in ("backend", "zero_stage", "num_ranks", "shard_ranks", "offload", "device", "num_threads")
+}
 """What an elastic run may change: all of it changes rounding and nothing else."""
 
 
@@ -92,13 +96,15 @@ def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> S
     files = verified(checkpoint)
     state = json.loads(files.pop(STATE).read_text(encoding="utf-8"))
     step = int(checkpoint.name.removeprefix("step-"))
-    before = state["identity"]["plan"] if elastic else {}
-    if elastic and any(before[name] != getattr(place, name) for name in ("backend", "zero_stage", "num_ranks")):
+    before = state["identity"]["plan"] | {"num_shards": state["num_shards"]} if elastic else {}
+    layout = ("backend", "zero_stage", "num_ranks", "num_shards")
+    if elastic and any(before[name] != getattr(place, name) for name in layout):
         joined = {name: _joined(files, name, state) for name in JOINED}
         return Saved(checkpoint, step, joined, state, is_whole=True)
     tensors = {}
-    for name in (*JOINED, "random"):
-        for file in (name, file_of_rank(name, place.rank, place.num_ranks)):
+    shard = (place.rank % place.num_shards, place.num_shards)
+    for name, number in {"parameters": shard, "moments": shard, "random": (place.rank, place.num_ranks)}.items():
+        for file in (name, file_of_rank(name, *number)):
             if path := files.get(f"{file}.safetensors"):
                 tensors[name] = load_file(path)
     return Saved(checkpoint, step, tensors, state)
@@ -106,11 +112,10 @@ def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> S
 
 def _joined(files: Mapping[str, Path], name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of all ranks as those of one: parts end to end, what each rank has in full once."""
-    if path := files.get(f"{name}.safetensors"):
-        return load_file(path)
-    num_ranks = state["identity"]["plan"]["num_ranks"]
+    num_shards = state["num_shards"]
     shapes = state["identity"]["trained weights"]
-    parts = [load_file(files[f"{file_of_rank(name, rank, num_ranks)}.safetensors"]) for rank in range(num_ranks)]
+    names = [file_of_rank(name, shard, num_shards) for shard in range(num_shards)] if num_shards > 1 else [name]
+    parts = [load_file(files[f"{each}.safetensors"]) for each in names]
     joined = {}
     for tensor, value in parts[0].items():
         if not value.ndim or tensor in state["replicated"]:

@@ -48,20 +48,21 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     return {"parameters": _state(model), "moments": moments, "random": generators}
 
 
-def files_of(tensors: Tensors, ranks: Ranks, *, is_sharded: bool) -> Tensors:
-    """The tensors under the names of the files that this rank writes: its own, and if it is the first, what is common.
+def files_of(tensors: Tensors, ranks: Ranks, *, num_shards: int) -> Tensors:
+    """The tensors under the names of the files that this rank writes: its own, and its part of the first copy's.
 
     Args:
         tensors: what `capture` returned.
         ranks: who takes part.
-        is_sharded: whether each rank has another part of parameters and moments; if not, they are the same on all.
+        num_shards: ranks, beginning with the first, that hold a copy of parameters and moments between them.
     """
-    own = {"parameters", "moments", "random"} if is_sharded else {"random"}
-    return {
-        file_of_rank(name, ranks.rank, ranks.num_ranks) if name in own else name: values
-        for name, values in tensors.items()
-        if name in own or ranks.rank == 0
-    }
+    files = {}
+    for name, values in tensors.items():
+        if name == "random":
+            files[file_of_rank(name, ranks.rank, ranks.num_ranks)] = values
+        elif ranks.rank < num_shards:
+            files[file_of_rank(name, ranks.rank, num_shards) if num_shards > 1 else name] = values
+    return files
 
 
 def restore(

@@ -69,8 +69,8 @@ class Backend(Ranks, Protocol):
         ...
 
     @property
-    def is_sharded(self) -> bool:
-        """True if a rank holds a part of each weight, so that a checkpoint needs every rank's."""
+    def num_shards(self) -> int:
+        """Ranks, beginning with rank 0, that hold a copy of the weights between them; 1 if each holds all of them."""
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -34,8 +34,6 @@ from training.parallel.world import World
 class Deepspeed(Ddp):
     """Ranks that share a step by ZeRO."""
 
-    is_sharded = True
-
     def __init__(self, world: World, device: torch.device, precision: Precision, *, stage: int, offload: bool) -> None:
         """One rank of `world`, whose process group has been joined.
 
@@ -49,6 +47,7 @@ class Deepspeed(Ddp):
         """
         super().__init__(world, device, precision)
         self.loads_on = torch.device("cpu") if stage == 3 else device
+        self.num_shards = world.num_ranks
         self._stage = stage
         self._offload = offload
         self._engine: Any = None

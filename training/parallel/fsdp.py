@@ -23,10 +23,15 @@ from training.parallel.world import World
 class Fsdp(Ddp):
     """Shards of one model."""
 
-    is_sharded = True
-
     def __init__(
-        self, world: World, device: torch.device, precision: Precision, *, keep_gathered: bool, offload: bool
+        self,
+        world: World,
+        device: torch.device,
+        precision: Precision,
+        *,
+        num_shards: int,
+        keep_gathered: bool,
+        offload: bool,
     ) -> None:
         """One rank of `world`, whose process group has been joined.
 
@@ -34,19 +39,25 @@ class Fsdp(Ddp):
             world: this process.
             device: where layers compute.
             precision: of forward and backward passes.
+            num_shards: parts of one copy of the weights; with fewer than there are ranks, each group of so many ranks
+                has a copy, and groups add up what their ranks have reduced.
             keep_gathered: keep a layer's weights from its forward to its backward pass: more memory, one message less.
             offload: parts of weights, gradients and moments wait in CPU memory.
         """
         super().__init__(world, device, precision)
         # Moved to the device a layer at a time, so that the whole model need not fit there.
         self.loads_on = torch.device("cpu")
+        self.num_shards = num_shards
         self._keep_gathered = keep_gathered
         self._offload = offload
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The same model, its weights cut along their first dimension: each layer by itself, then what is left."""
         super().wrap(model)
-        mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        num_copies = self.num_ranks // self.num_shards
+        # The last dimension is the one that is cut along, whether or not there is another.
+        shape = (num_copies, self.num_shards) if num_copies > 1 else (self.num_shards,)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("copy", "shard")[-len(shape) :])
         # Pinned memory is what copies to an accelerator want, and cannot be had where there is none.
         cpu = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
         policy = cpu if self._offload else OffloadPolicy()

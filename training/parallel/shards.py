@@ -55,8 +55,9 @@ def part_as(whole: Tensor, model: Tensor) -> Tensor:
 
     # As FSDP cuts: along the first dimension, into pieces of which the last ranks may get none.
     assert isinstance(model, DTensor)
-    pieces = whole.chunk(model.device_mesh.size())
-    rank = model.device_mesh.get_local_rank()
+    across = model.device_mesh.ndim - 1
+    pieces = whole.chunk(model.device_mesh.size(across))
+    rank = model.device_mesh.get_local_rank(across)
     return pieces[rank] if rank < len(pieces) else whole[:0]
 
 

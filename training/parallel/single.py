@@ -42,7 +42,7 @@ def machine() -> Machine:
 class Single(Alone):
     """One process, one device: nothing to share, so sums and norms are its own."""
 
-    is_sharded = False
+    num_shards = 1
 
     def __init__(self, device: str | torch.device, precision: Precision) -> None:
         """Computes on `device`; with bf16, forward passes run under autocast and weights stay fp32."""

@@ -98,7 +98,15 @@ def _rank(plan: Plan, world: World) -> RunSummary:
             return _sft(plan, Deepspeed(world, device, plan.precision, stage=plan.zero_stage, offload=plan.offload))
         from training.parallel.fsdp import Fsdp
 
-        return _sft(plan, Fsdp(world, device, plan.precision, keep_gathered=plan.keep_gathered, offload=plan.offload))
+        fsdp = Fsdp(
+            world,
+            device,
+            plan.precision,
+            num_shards=plan.shard_ranks or world.num_ranks,
+            keep_gathered=plan.keep_gathered,
+            offload=plan.offload,
+        )
+        return _sft(plan, fsdp)
 
 
 def _sft(plan: Plan, backend: Backend) -> RunSummary:
@@ -115,7 +123,7 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
 
     # A checkpoint is looked for and verified first: a refusal should not cost the time to load a model.
     found = find(checkpoints, plan.resume)
-    place = Place(plan.backend, plan.zero_stage, backend.rank, backend.num_ranks)
+    place = Place(plan.backend, plan.zero_stage, backend.rank, backend.num_ranks, backend.num_shards)
     saved = load(found, place, elastic=plan.elastic) if found else None
 
     # An adapter's config names its base model, and should name it from anywhere.
@@ -213,9 +221,12 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend, logprobs=scored)
 
     def captured() -> Content:
-        tensors = files_of(capture(trained, optimizer), backend, is_sharded=backend.is_sharded)
-        state = {"identity": identity, "replicated": replicated_names(trained), "heard": asdict(patience.heard)}
-        return tensors, state
+        return files_of(capture(trained, optimizer), backend, num_shards=backend.num_shards), {
+            "identity": identity,
+            "replicated": replicated_names(trained),
+            "num_shards": backend.num_shards,
+            "heard": asdict(patience.heard),
+        }
 
     savers = backend.apart(seconds_max=plan.collective_seconds_max)
 

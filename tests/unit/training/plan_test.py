@@ -37,6 +37,7 @@ BASES = {
     "8 bits": replace(BASE, optimizer=OptimizerConfig(kind="adamw_8bit")),
     "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
     "zero": replace(BASE, parallel=ParallelConfig(ranks=2, backend="deepspeed", zero_stage=1)),
+    "copies": replace(BASE, parallel=ParallelConfig(ranks=14, backend="fsdp", shard_ranks=2)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -154,6 +155,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"parallel": ParallelConfig(ranks=2, backend="deepspeed", keep_gathered=True)},
         "parallel.keep_gathered: true, with deepspeed; expected fsdp. hint: add --backend fsdp, or leave the setting "
         "out",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=4, backend="deepspeed", shard_ranks=2)},
+        "parallel.shard_ranks: 2, with deepspeed; expected fsdp. hint: add --backend fsdp, or leave the setting out",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=4, backend="fsdp", shard_ranks=3)},
+        "parallel.shard_ranks: 3, of 4 ranks; expected a divisor of that. hint: groups of ranks must be equal: take "
+        "another",
     ),
     (
         {"parallel": ParallelConfig(keep_gathered=True)},
