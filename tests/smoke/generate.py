@@ -36,7 +36,7 @@ def bzl(cells: Mapping[Cell, str]) -> str:
     """The text of cells.bzl, given the depth of each allowed cell."""
     names: dict[tuple[str, str], list[str]] = {}
     for cell, depth in cells.items():
-        names.setdefault((cell.accelerator, depth), []).append(cell.name)
+        names.setdefault((cell.accelerator, depth), []).append(cell.stem)
     # Accelerators that allow the same share their names, which are most of the file.
     sharing: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (accelerator, depth), those in names.items():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args, get_type_hints
 
+from tests.support.tolerances import SMOKE_CURVE_BF16_RELATIVE, SMOKE_CURVE_LIGER_RELATIVE, SMOKE_CURVE_RELATIVE
 from training.config import SftConfig
 from training.plan import Machine, Plan, Refusal, plan
 
@@ -53,6 +54,8 @@ class Feature:
     settings: Settings
     decides_numbers: bool = False
     """True if another loss curve is expected: cells that differ in other features alone must agree numerically."""
+    tolerance: float = SMOKE_CURVE_RELATIVE
+    """How far a curve with it may be from the golden one."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +68,38 @@ class Tables:
     recipes: Mapping[str, Settings]
 
 
+PACKAGES = ("bitsandbytes", "liger_kernel")
+"""What the machines of all variants have installed of what only some settings need."""
+
 TABLES = Tables(
     variants={
-        "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(num_threads=2)),
-        "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4)),
-        "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4)),
-        "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4)),
+        "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(2, packages=PACKAGES)),
+        "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
+        "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
+        "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4, packages=PACKAGES)),
     },
     frameworks={
         "single": {"parallel.backend": "single"},
         "ddp": {"parallel.backend": "ddp"},
         "fsdp": {"parallel.backend": "fsdp"},
+        "deepspeed": {"parallel.backend": "deepspeed"},
     },
     features={
         "lora": Feature({"lora.rank": 4}, decides_numbers=True),
         "dora": Feature({"lora.rank": 4, "lora.dora": True}, decides_numbers=True),
         "rslora": Feature({"lora.rank": 4, "lora.rank_stabilized": True}, decides_numbers=True),
-        "bf16": Feature({"model.precision": "bf16"}, decides_numbers=True),
+        "qlora": Feature({"lora.rank": 4, "model.quantization": "nf4"}, decides_numbers=True),
+        "bf16": Feature({"model.precision": "bf16"}, decides_numbers=True, tolerance=SMOKE_CURVE_BF16_RELATIVE),
         "unpacked": Feature({"batch.packing": False}),
+        "chunked_loss": Feature({"model.loss_chunk_tokens": 64}),
+        "liger": Feature({"model.liger": True}, tolerance=SMOKE_CURVE_LIGER_RELATIVE),
+        "zero1": Feature({"parallel.zero_stage": 1}),
+        "zero3": Feature({"parallel.zero_stage": 3}),
         "cpu_offload": Feature({"parallel.offload": True}),
+        "hybrid": Feature({"parallel.shard_ranks": 2}),
         "keep_gathered": Feature({"parallel.keep_gathered": True}),
         "activation_checkpointing": Feature({"model.activation_checkpointing": True}),
+        "synchronous": Feature({"checkpoint.asynchronous": False}),
     },
     recipes={
         # Three times five steps with a checkpoint after each five, on 8 samples a step: two for each of four ranks, and
@@ -96,7 +110,7 @@ TABLES = Tables(
             "data.validation_fraction": 0.1,
             "batch.samples_per_step": 8,
             "batch.tokens_per_rank_max": 192,
-            "optimizer.learning_rate_peak": 0.01,
+            "optimizer.learning_rate_peak": 0.004,
             "checkpoint.steps_between": 5,
             "run.num_steps": 15,
             "run.num_threads": 1,
@@ -119,9 +133,14 @@ class Cell:
     tables: Tables = field(default=TABLES, repr=False, compare=False)
 
     @property
-    def name(self) -> str:
+    def stem(self) -> str:
         """What it is called among the cells of its variant: sft_lora_fsdp_x2."""
         return "_".join([self.recipe, *self.features, self.framework, f"x{self.cards}"])
+
+    @property
+    def name(self) -> str:
+        """What it is called among all cells: sft_lora_fsdp_x2 on the CPU, sft_lora_fsdp_x2.gpu-nvidia elsewhere."""
+        return self.stem if self.accelerator == "cpu" else f"{self.stem}.{self.accelerator}"
 
     @property
     def accelerator(self) -> str:
@@ -131,12 +150,17 @@ class Cell:
     @property
     def target(self) -> str:
         """The label of its Bazel target."""
-        return f"//tests/smoke:smoke.{self.name}" + ("" if self.accelerator == "cpu" else f".{self.accelerator}")
+        return f"//tests/smoke:smoke.{self.name}"
 
     @property
     def curve(self) -> str:
         """The name of the loss curve that it must follow, shared by all cells that must agree numerically."""
         return "_".join([self.recipe, *(each for each in self.features if self.tables.features[each].decides_numbers)])
+
+    @property
+    def tolerance(self) -> float:
+        """How far from that curve it may be, relative to it."""
+        return max([SMOKE_CURVE_RELATIVE, *(self.tables.features[each].tolerance for each in self.features)])
 
     @property
     def machine(self) -> Machine:
@@ -212,25 +236,27 @@ def _items(settings: Settings) -> Iterator[tuple[str, str]]:
     return ((name, _word(value)) for name, value in settings.items())
 
 
-def cell_named(variant: str, name: str, tables: Tables = TABLES) -> Cell:
-    """The cell of a variant that has this name.
+def cell_named(name: str, tables: Tables = TABLES) -> Cell:
+    """The cell that has this name.
 
     Raises:
         KeyError: there is none.
     """
-    for recipe, framework in itertools.product(tables.recipes, tables.frameworks):
+    stem, _, accelerator = name.partition(".")
+    variants = [each for each, row in tables.variants.items() if row.accelerator == (accelerator or "cpu")]
+    for variant, recipe, framework in itertools.product(variants, tables.recipes, tables.frameworks):
         for cards in tables.variants[variant].cards:
             start, end = f"{recipe}_", f"{framework}_x{cards}"
-            if not (name.startswith(start) and name.endswith(end)):
+            if not (stem.startswith(start) and stem.endswith(end)):
                 continue
-            rest, features = name.removeprefix(start).removesuffix(end), []
+            rest, features = stem.removeprefix(start).removesuffix(end), []
             for feature in tables.features:
                 if rest.startswith(f"{feature}_"):
                     rest = rest.removeprefix(f"{feature}_")
                     features.append(feature)
             if not rest:
                 return Cell(recipe, variant, framework, cards, tuple(features), tables)
-    raise KeyError(f"there is no cell {name} of {variant}")
+    raise KeyError(f"there is no cell {name}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -24,7 +24,12 @@ NO_FEATURES = {
         "dropout": "tests/subsystem:resume_test",
         "target_modules": "tests/unit/training/models:lora_test",
     },
-    "model": {"attention": "tests/unit/training/models:attention_test", "path": "every cell"},
+    "model": {
+        "attention": "tests/unit/training/models:attention_test",
+        # Its noise is drawn by each rank for itself, so that no curve is shared.
+        "neftune_alpha": "tests/unit/training/models:neftune_test",
+        "path": "every cell",
+    },
     "parallel": {"backend": "frameworks", "collective_seconds_max": "tests/subsystem:launch_test", "ranks": "cards"},
 }
 """Settings of these sections that are no features, with where they are proven instead."""
@@ -76,14 +81,12 @@ def test_every_feature_changes_the_plan() -> None:
 
 
 def test_names_tell_cells_apart_and_lead_back_to_them() -> None:
-    for variant in TABLES.variants:
-        of_variant = [cell for cell in cells() if cell.variant == variant]
-        assert len({cell.name for cell in of_variant}) == len(of_variant) > 20
-        assert [cell_named(variant, cell.name) for cell in of_variant] == of_variant
-    assert len({cell.target for cell in cells()}) == len(list(cells()))
-    for unknown in ("sft_fsdp_x3", "sft_lora_lora_ddp_x2", "dpo_fsdp_x2", "sft_magic_ddp_x2"):
-        with pytest.raises(KeyError, match=f"there is no cell {unknown} of cpu"):
-            cell_named("cpu", unknown)
+    everything = list(dict.fromkeys([*cells(), *DEPTHS]))
+    assert len({cell.name for cell in everything}) == len(everything) > 100
+    assert [cell_named(cell.name) for cell in everything] == everything
+    for unknown in ("sft_fsdp_x3", "sft_lora_lora_ddp_x2", "dpo_fsdp_x2", "sft_magic_ddp_x2", "sft_ddp_x4.gpu-other"):
+        with pytest.raises(KeyError, match=f"there is no cell {unknown}"):
+            cell_named(unknown)
 
 
 def test_cells_that_must_agree_share_a_curve() -> None:
@@ -102,10 +105,11 @@ ROWS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("table", ROWS)
 def test_one_row_in_one_table_makes_cells(table: str) -> None:
     name, row = ROWS[table]
-    more = Matrix(with_row(TABLES, table, name, row))
+    before = replace(TABLES, variants={"cpu": TABLES.variants["cpu"]})
+    more = Matrix(with_row(before, table, name, row))
     new = {cell for cell in more.allowed if name in (cell.variant, cell.framework, cell.recipe, *cell.features)}
     assert new
-    assert len(more.allowed) == len(MATRIX.allowed) + len(new)
+    assert len(more.allowed) == len(Matrix(before).allowed) + len(new)
     assert new.intersection(blocking(more))
 
 
@@ -122,10 +126,7 @@ def test_features_that_exclude_each_other_meet_in_no_cell() -> None:
 MORE = {
     "parallel.collective_seconds_max": 60,
     "optimizer.beta1": 0.5,
-    "optimizer.beta2": 0.5,
-    "optimizer.epsilon": 0.1,
     "optimizer.fused": False,
-    "schedule.shape": "constant",
 }
 
 
@@ -146,9 +147,10 @@ class Covered:
 
 @pytest.fixture(scope="module", params=["checked in", "with more features"])
 def covered(request: pytest.FixtureRequest) -> Covered:
-    """The matrix, and one in which no array could be chosen from a list of all that is allowed."""
+    """The matrix, and one with more to choose from."""
     tables = TABLES
     if request.param != "checked in":
+        tables = replace(tables, variants={"cpu": tables.variants["cpu"]})
         for number, (name, value) in enumerate(MORE.items()):
             tables = with_row(tables, "features", f"feature{number}", Feature({name: value}))
     matrix = Matrix(tables)
@@ -190,18 +192,18 @@ def test_checked_in_cells_are_read_back_by_accelerator_and_depth() -> None:
         for accelerator in accelerators
         for name in names.split()
     }
-    assert read == {(cell.accelerator, depth, cell.name) for cell, depth in DEPTHS.items()}
+    assert read == {(cell.accelerator, depth, cell.stem) for cell, depth in DEPTHS.items()}
 
 
 def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:
     rows = as_json(MATRIX)["cells"]
     everything = {*cells(), *DEPTHS}
     assert len(rows) == len(everything)
-    assert {(row["variant"], row["name"]) for row in rows} == {(cell.variant, cell.name) for cell in everything}
+    assert {row["name"] for row in rows} == {cell.name for cell in everything}
     for row in rows:
         assert (row["refusal"] is None) == (row["target"] is not None) == (row["depth"] in ("blocking", "full"))
-    by_name = {(row["variant"], row["name"]): row for row in rows}
-    assert by_name["cpu", "sft_lora_fsdp_x2"] == {
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["sft_lora_fsdp_x2"] == {
         "name": "sft_lora_fsdp_x2",
         "recipe": "sft",
         "variant": "cpu",
@@ -212,9 +214,9 @@ def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:
         "target": "//tests/smoke:smoke.sft_lora_fsdp_x2",
         "refusal": None,
     }
-    assert by_name["nvidia", "sft_cpu_offload_ddp_x4"]["refusal"] == {
+    assert by_name["sft_cpu_offload_ddp_x4.gpu-nvidia"]["refusal"] == {
         "field": "parallel.offload",
         "got": "true, with ddp",
-        "expected": "fsdp",
+        "expected": "fsdp or deepspeed",
         "hint": "add --backend fsdp, or leave the setting out",
     }

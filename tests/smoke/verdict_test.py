@@ -34,7 +34,7 @@ def test_all_claims_that_hold_are_a_proof(tmp_path: Path) -> None:
     assert content["status"] == "proven"
     assert json.loads(write(content, tmp_path / "new").read_text()) == content
     assert content["cell"] == {
-        "name": "sft_lora_fsdp_x4",
+        "name": "sft_lora_fsdp_x4.gpu-nvidia",
         "recipe": "sft",
         "variant": "nvidia",
         "framework": "fsdp",

@@ -19,3 +19,14 @@ float32 terms, added in another order."""
 RANKS_COARSE_OPTIMIZER_RELATIVE = 2e-4
 """The same with Muon, whose products are in bf16, or with moments in 8 bits: a last digit that falls on the other side
 is then 2^-8 of an entry. Seen: 4.2e-5; a mean per rank is off by 4.4e-3 in the weights."""
+
+SMOKE_CURVE_RELATIVE = 2e-5
+"""Loss and gradient norm of fifteen steps in float32 on other ranks, other backends, with features that save memory,
+or on another processor: rounding, fed back through the weights. Seen on one processor: 3e-7. A wrong divisor: 1e-2."""
+
+SMOKE_CURVE_BF16_RELATIVE = 2e-2
+"""The same with products in bfloat16, which has three digits: another order of adding changes the last one. Seen: 9e-3,
+always in a gradient norm."""
+
+SMOKE_CURVE_LIGER_RELATIVE = 1e-3
+"""The same with Liger's kernels, whose arithmetic is their own. A guess: no accelerator has run such a cell yet."""

@@ -1,4 +1,4 @@
-"""The only door to Python rules: `load("//tools/bazel:defs.bzl", "py_library", "py_binary", "py_test")`."""
+"""The only door to Python rules: `load("//tools/bazel:defs.bzl", "py_library", "py_binary", "py_test", "smoke_cells")`."""
 
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
 load("//tools/bazel:accelerators.bzl", "accelerator_error", "tag_error", "tier_of")
@@ -156,3 +156,39 @@ def _planted(name, src, guard, row):
         env = {"PLUMBLINE_ROW": json.encode(row).replace("$", "$$")},
         deps = ["//tests/negative:planting"],
     )
+
+def smoke_cells(name, srcs, cells, data = [], deps = []):
+    """One py_test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.
+
+    Cells that block changes are in `...`. The others are manual, and run with the suite: `full` has every cell of the
+    cpu, `full.<accelerator>` those of another.
+
+    Args:
+        name: first part of every name.
+        srcs: the test file, which finds in PLUMBLINE_CELL which cell it is to run.
+        cells: the generated table: accelerators, depth, and names of cells, a line each. Names end in `_x<cards>`.
+        data: files that the tests read.
+        deps: what they import directly.
+    """
+    suites = {}
+    for accelerators, depth, names in cells:
+        _refuse(name, None if depth in ("blocking", "full") else "depth {}: expected blocking or full".format(repr(depth)))
+        for accelerator in accelerators:
+            suffix = "" if accelerator == "cpu" else "." + accelerator
+            for cell in names.strip().split("\n"):
+                cards = int(cell.rpartition("_x")[2])
+                py_test(
+                    name = "{}.{}".format(name, cell),
+                    size = "large",
+                    srcs = srcs,
+                    accelerators = [accelerator],
+                    # Ranks beyond two wait for each other more than they compute.
+                    cpus = min(cards, 2),
+                    data = data,
+                    env = {"PLUMBLINE_CELL": cell + suffix},
+                    tags = (["manual"] if depth == "full" else []) + (["multi-gpu"] if cards > 1 and suffix else []),
+                    deps = deps,
+                )
+                suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))
+    for suite, tests in suites.items():
+        native.test_suite(name = suite, tags = ["manual"], tests = tests)

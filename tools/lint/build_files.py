@@ -1,5 +1,7 @@
 """How BUILD files look: one door for rules, no loops, and the layout that buildifier would give them.
 
+A file of the package itself may be loaded too: that is a table, such as the generated one of smoke cells.
+
 Buildifier is no wheel, so it cannot be counted on to be there. This check knows the few of its rules that our BUILD
 files, being calls of lists of strings, can break; `//tools/lint:fix` calls buildifier itself where it is installed.
 Layouts of other expressions are buildifier's to judge.
@@ -59,7 +61,8 @@ def _rules(syntax: ast.Module, package: str) -> Iterator[Problem]:
 
 def _load(call: ast.Call, package: str) -> Iterator[Problem]:
     names = [text_of(argument) or "" for argument in call.args]
-    if names[0] != DOOR and not f"{package}/".startswith(BEHIND_THE_DOOR):
+    is_table = names[0].startswith(f"//{package}:")
+    if names[0] != DOOR and not is_table and not f"{package}/".startswith(BEHIND_THE_DOOR):
         yield call.lineno, f"loads {names[0]}; expected {DOOR}", "export from there what you need"
     if names[1:] != sorted(names[1:]):
         yield call.lineno, f"loads {', '.join(names[1:])}", f"sort the names: {', '.join(sorted(names[1:]))}"

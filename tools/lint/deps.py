@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from tools.lint.imports import FIRST_PARTY, Import, imports_of, module_of, source_of
-from tools.lint.targets import PYTHON_KINDS, Target, targets_of
+from tools.lint.targets import PYTHON_KINDS, TEST_KINDS, Target, targets_of
 from tools.lint.tree import Finding, Tree
 
 #: The macro adds these itself.
-IMPLIED = {"py_test": {"@pypi//pytest:pytest"}}
+IMPLIED = {kind: {"@pypi//pytest:pytest"} for kind in TEST_KINDS}
 
 #: The locks that wheels come from.
 HUBS = ("pypi", "pypi_benchmark", "pypi_harness", "pypi_quickstart")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from tools.lint.imports import FIRST_PARTY
-from tools.lint.targets import Target, targets_of
+from tools.lint.targets import TEST_KINDS, Target, targets_of
 from tools.lint.tree import Finding, Tree
 
 #: Where the macros are.
@@ -29,7 +29,7 @@ def findings(tree: Tree) -> Iterator[Finding]:
             if source.endswith(".py") and source not in tree.files:
                 yield Finding(target.path, line, f"{target.label} lists {source}, which does not exist", "remove it")
     for path in tree.python(*FIRST_PARTY):
-        tests = [target.label for target in users[path] if target.kind == "py_test"]
+        tests = [target.label for target in users[path] if target.kind in TEST_KINDS]
         tests += ["a macro"] * (f'"{_label(path)}"' in macros)
         if path.endswith("_test.py") and len(tests) != 1:
             yield Finding(path, 1, f"is in {_listed(tests)}; expected exactly one py_test", _hint(path))

@@ -34,6 +34,8 @@ def findings(tree: Tree) -> Iterator[Finding]:
     documents = [path for path in tree.files if path.endswith(".md") and (path.startswith("docs/") or "/" not in path)]
     scripts = [path for path in tree.files if path == ".ci/run" or path.startswith(".github/workflows/")]
     known = {target.label for target in targets_of(tree)}
+    # The suites that a macro makes beside its tests.
+    known |= {f"{label.partition(':')[0]}:full" for label in known if label.endswith(":smoke")}
     packages = {package_of(path) for path in tree.build_files()}
     for path in [*documents, *scripts]:
         for command in commands_in(tree.text(path), path):

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from tools.lint.tree import Tree
 
 #: The kinds of target whose sources are Python that this project wrote.
-PYTHON_KINDS = ("py_library", "py_binary", "py_test")
+PYTHON_KINDS = ("py_library", "py_binary", "py_test", "smoke_cells")
+
+#: Those that collect tests. `smoke_cells` makes a py_test over the same files for each cell of the smoke matrix.
+TEST_KINDS = ("py_test", "smoke_cells")
 
 #: Begins the reason for a dependency that is used without being imported.
 KEEP = "# keep: "

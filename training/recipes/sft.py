@@ -3,6 +3,7 @@
 Left under `out`:
 
     plan.txt  metrics.jsonl  summary.json     what was decided, what happened, what it came to
+    run.json                                  who took part, and where
     checkpoints/                              to go on from
     model/  or  adapter/ and merged/          Hugging Face directories
 """
@@ -54,6 +55,7 @@ from training.optimizer import optimizer_of
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
 from training.parallel.launch import launch
+from training.parallel.presence import present, write_run
 from training.parallel.single import Single
 from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
@@ -249,6 +251,12 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             records.write(record)
             progress.show(record)
 
+    def write_presence() -> None:
+        everyone = backend.gather(present(backend.device, trained.parameters()))
+        if backend.rank == 0:
+            write_run(out / "run.json", plan=asdict(plan), first_step=first_step, ranks=everyone)
+
+    write_presence()
     records: Records | None = None
     progress: ProgressLine | None = None
     with ExitStack() as opened:
@@ -280,6 +288,8 @@ def _trained(plan: Plan, backend: Backend) -> RunSummary:
             validation_steps_between=plan.validation_steps_between,
             steps_this_session_max=plan.steps_this_session_max,
         )
+
+    write_presence()
 
     def built() -> nn.Module:
         again = load_model(

@@ -39,7 +39,11 @@ def macros(targets: list[dict[str, Any]]):
     """A function that gives the macros as a BUILD file in `package` sees them."""
 
     def macros(package: str = "tests/unit/training") -> types.SimpleNamespace:
-        native = types.SimpleNamespace(package_name=lambda: package, test_suite=lambda name: None)
+        native = types.SimpleNamespace(
+            package_name=lambda: package,
+            # A suite of everything in its package names no tests.
+            test_suite=lambda **given: targets.append({"suite": given}) if "tests" in given else None,
+        )
         encoder = types.SimpleNamespace(encode=lambda value: json.dumps(value, default=vars))
         rules = {
             name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")
@@ -170,3 +174,38 @@ def test_no_bugs_at_all_fail(macros) -> None:
 def test_a_test_may_be_run_by_another(macros, targets) -> None:
     macros().py_test(name="x_test", srcs=["x_test.py"], visibility=["//tools:__pkg__"])
     assert targets[0]["visibility"] == ["//tools:__pkg__", "//tests:__subpackages__"]
+
+
+CELLS = [
+    (["cpu"], "blocking", "\nsft_ddp_x1\nsft_lora_fsdp_x4\n"),
+    (["gpu-amd", "gpu-nvidia"], "full", "\nsft_fsdp_x4\n"),
+]
+
+
+def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerator(macros, targets) -> None:
+    macros("tests/smoke").smoke_cells(name="smoke", srcs=["cell_test.py"], cells=CELLS, deps=[":runner"])
+    tests = {target["name"]: target for target in targets if "name" in target}
+    assert list(tests) == [
+        "smoke.sft_ddp_x1",
+        "smoke.sft_lora_fsdp_x4",
+        "smoke.sft_fsdp_x4.gpu-amd",
+        "smoke.sft_fsdp_x4.gpu-nvidia",
+    ]
+    assert tests["smoke.sft_lora_fsdp_x4"]["tags"] == ["smoke", "cpu", "cpu:2"]
+    assert tests["smoke.sft_lora_fsdp_x4"]["env"]["PLUMBLINE_CELL"] == "sft_lora_fsdp_x4"
+    nvidia = tests["smoke.sft_fsdp_x4.gpu-nvidia"]
+    assert nvidia["tags"] == ["manual", "multi-gpu", "smoke", "gpu-nvidia", "cpu:2"]
+    assert nvidia["env"]["PLUMBLINE_CELL"] == "sft_fsdp_x4.gpu-nvidia"
+    assert nvidia["target_compatible_with"] == ["//tools/bazel:gpu-nvidia"]
+    suites = {target["suite"]["name"]: target["suite"] for target in targets if "suite" in target}
+    assert suites["full"]["tests"] == [":smoke.sft_ddp_x1", ":smoke.sft_lora_fsdp_x4"]
+    assert suites["full.gpu-nvidia"] == {
+        "name": "full.gpu-nvidia",
+        "tags": ["manual"],
+        "tests": [":smoke.sft_fsdp_x4.gpu-nvidia"],
+    }
+
+
+def test_a_depth_that_nobody_runs_fails(macros) -> None:
+    with pytest.raises(LoadFailure, match="depth 'deep': expected blocking or full"):
+        macros("tests/smoke").smoke_cells(name="smoke", srcs=["cell_test.py"], cells=[(["cpu"], "deep", "sft_ddp_x1")])

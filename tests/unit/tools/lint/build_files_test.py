@@ -6,7 +6,8 @@ from tests.unit.tools.lint.planted import told
 from tools.lint.build_files import findings
 
 # Left as it is by buildifier 8.2.
-GOOD = """load("//tools/bazel:defs.bzl", "py_library", "py_test")
+GOOD = """load("//p:table.bzl", "ROWS")
+load("//tools/bazel:defs.bzl", "py_library", "py_test")
 
 # A comment stays where it is.
 exports_files(["data.json"])
@@ -106,6 +107,7 @@ def test_a_file_that_buildifier_leaves_alone_is_good(tmp_path: Path) -> None:
         ),
         ('["data_test.py"]', 'glob(["*_test.py"])', "py_test has no plain list of srcs; glob is for data"),
         ("//tools/bazel:defs.bzl", "@rules_python//python:defs.bzl", "expected //tools/bazel:defs.bzl"),
+        ("//p:table.bzl", "//q:table.bzl", "loads //q:table.bzl; expected //tools/bazel:defs.bzl"),
         ('"py_library", "py_test"', '"py_test", "py_library"', "sort the names: py_library, py_test"),
         ('    srcs = ["data_test.py"]', '\tsrcs = ["data_test.py"]', "holds a tab or ends in a space"),
         ('    deps = [":data"],\n)\n', '    deps = [":data"],\n)', "expected one newline at the end"),

@@ -28,6 +28,11 @@ def test_a_test_file_in_no_test_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_the_file_that_every_smoke_cell_runs_is_in_a_test(tmp_path: Path) -> None:
+    cells = {"tests/unit/BUILD.bazel": 'smoke_cells(name = "smoke", srcs = ["pack_test.py"])\n'}
+    assert told(findings, tmp_path, GOOD | cells) == []
+
+
 def test_a_test_file_in_a_library_is_not_in_a_test(tmp_path: Path) -> None:
     library = {"tests/unit/BUILD.bazel": 'py_library(name = "pack_test", srcs = ["pack_test.py"])\n'}
     assert "is in no py_test" in told(findings, tmp_path, GOOD | library)[0]

@@ -128,3 +128,17 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
     path = save(tmp_path, 1, tensors=capture(model, optimizer), state={"identity": {}}, num_kept=2)
     restore(load(path).tensors, model, optimizer)
     assert UNPICKLED == []
+
+
+def test_flat_parts_of_one_rank_alone_are_joined_to_their_shape(tmp_path: Path) -> None:
+    """As ZeRO leaves them on a single rank, where a checkpoint has one file of each kind."""
+    plan = {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 1}
+    state = {"identity": {"plan": plan, "trained weights": {"w": [2, 3]}}, "replicated": ["buffer"], "num_shards": 1}
+    tensors = {
+        "parameters": {"w": torch.arange(6.0), "buffer": torch.ones(2)},
+        "moments": {"w/exp_avg": torch.arange(6.0), "w/step": torch.tensor(1.0)},
+    }
+    joined = load(save(tmp_path, 1, tensors=tensors, state=state, num_kept=2), elastic=True).tensors
+    assert joined["parameters"]["w"].shape == joined["moments"]["w/exp_avg"].shape == (2, 3)
+    assert joined["parameters"]["buffer"].shape == (2,)
+    assert joined["moments"]["w/step"].ndim == 0

@@ -1,0 +1,132 @@
+"""Runs a cell: set up, steps, checkpoint, steps, kill, resume, steps, checkpoints, export, tear down, load again.
+
+What happens is in `prove`, in order. What it shows is for claims.py to say; here nothing is judged.
+"""
+
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.smoke import reload
+from tests.smoke.claims import CLAIMS, PHASES, judge
+from tests.smoke.evidence import Evidence
+from tests.smoke.hardware import hardware, versions
+from tests.smoke.matrix import Cell
+from tests.smoke.session import Session, run_session
+from tests.smoke.verdict import Phase, verdict
+from tests.support.chats import sums, write_jsonl
+from training.config import RunConfig
+from training.models.tiny import save_tiny
+
+NUM_CHATS = 36
+
+
+def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
+    """Runs a cell in an empty folder and returns the content of its verdict.
+
+    Args:
+        cell: one that the plan allows.
+        folder: for the model, the data and all that the run leaves.
+        replay: the command that repeats this.
+    """
+    preload(cell)
+    set_up(cell, folder)
+    forked(hardware, folder / "hardware.json")
+    words = [cell.recipe, *cell.words]
+    killed = run_session(words, folder, kill_after_checkpoint=cell.settings["checkpoint.steps_between"])
+    phases = _phases(folder, killed, SESSION_KILLED)
+    (folder / "at_kill").mkdir()
+    for name in ("metrics.jsonl", "run.json"):
+        if (folder / "out" / name).exists():
+            shutil.copy(folder / "out" / name, folder / "at_kill" / name)
+    resumed = run_session(words, folder)
+    phases += _phases(folder, resumed, SESSION_RESUMED)
+    began = time.time()
+    forked(reload.reload, folder, folder / "reload.json")
+    phases.append(Phase("reload", time.time() - began, PHASES["reload"], 0))
+    sessions = [asdict(session) for session in (killed, resumed)]
+    content = {"sessions": sessions, "phases": [asdict(each) for each in phases]}
+    (folder / "sessions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return verdict_of(Evidence(folder), cell, replay=replay)
+
+
+def preload(cell: Cell) -> None:
+    """Imports what the cell's processes will, once for all of them, and settles that none starts threads before."""
+    torch.set_num_threads(1)
+    import training.recipes.sft
+
+    if cell.config.lora:
+        import peft  # noqa: F401 - for the sessions
+    if cell.config.model.quantization != "none" or cell.config.optimizer.kind == "adamw_8bit":
+        import bitsandbytes  # noqa: F401 - for the sessions
+    if cell.framework == "fsdp":
+        import training.parallel.fsdp  # noqa: F401 - for the sessions
+    if cell.framework == "deepspeed" and cell.variant == "cpu":
+        from training.parallel.deepspeed import preload as preload_deepspeed
+
+        preload_deepspeed("cpu")
+
+
+def set_up(cell: Cell, folder: Path) -> None:
+    """Writes a tiny model and conversations, as a person would have them."""
+    (folder / "cell.json").write_text(json.dumps({"name": cell.name}) + "\n", encoding="utf-8")
+    save_tiny(folder / cell.settings["model.path"])
+    write_jsonl(folder / cell.settings["data.path"], sums(NUM_CHATS))
+
+
+def forked(work: Callable[..., object], *arguments: Any) -> None:
+    """Calls a function in a process of its own. If it fails, what it did not write is missing from the evidence."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+
+
+def verdict_of(evidence: Evidence, cell: Cell, *, replay: str) -> dict[str, Any]:
+    """Judges the evidence; what of it is missing shows as claims that do not hold."""
+    checks = CLAIMS[cell.recipe]
+
+    def there(read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except (OSError, ValueError, KeyError):
+            return otherwise
+
+    golden = evidence.golden
+    return verdict(
+        cell,
+        expected={name: check.says for name, check in checks.items()},
+        claims=judge(evidence, checks),
+        phases=there(lambda: evidence.phases, []),
+        curve=there(lambda: evidence.curve, []),
+        golden=golden.points if golden else None,
+        tolerance=cell.tolerance,
+        seed=cell.settings.get("run.seed", RunConfig("out").seed),
+        versions=versions(),
+        hardware=there(lambda: evidence.hardware, {}),
+        replay=replay,
+    )
+
+
+SESSION_KILLED = {"set up": "plan.txt", "steps, checkpoint, kill": None}
+SESSION_RESUMED = {"resume": "plan.txt", "steps, checkpoints": "run.json", "export": "summary.json", "tear down": None}
+"""The phases of a session, each with the file whose last change ends it; None is the end of the session."""
+
+
+def _phases(folder: Path, session: Session, ended_by: Mapping[str, str | None]) -> list[Phase]:
+    """A session cut into phases, at moments that its files tell, with the bytes that were written in each."""
+    files = [path.stat() for path in (folder / "out").rglob("*") if path.is_file()]
+    phases, begin = [], session.began
+    for name, file in ended_by.items():
+        path = folder / "out" / str(file)
+        end = path.stat().st_mtime if file and path.exists() else session.ended
+        written = sum(each.st_size for each in files if begin < each.st_mtime <= end)
+        phases.append(Phase(name, max(end - begin, 0.0), PHASES[name], written))
+        begin = end
+    return phases
