@@ -47,6 +47,7 @@ def test_full_fine_tuning_end_to_end(place: Path) -> None:
     assert f"step 3/3  loss {steps[-1].loss:.4f}  gradient norm" in ran.stdout
     assert "tokens/s" in ran.stdout
     assert "16 samples read, skipped: none, truncated: 0" in ran.stdout
+    assert "WARNING" not in ran.stdout, "what libraries have to say is not between our lines"
     summary = json.loads((place / "out" / "summary.json").read_text())
     assert summary["validation_loss_last"] < summary["validation_loss_first"]
     assert summary["exports"] == {"model": "out/model"}
