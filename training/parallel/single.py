@@ -47,7 +47,7 @@ class Single(Alone):
     def __init__(self, device: str | torch.device, precision: Precision) -> None:
         """Computes on `device`; with bf16, forward passes run under autocast and weights stay fp32."""
         self.device = self.loads_on = torch.device(device)
-        # Where DeepSpeed is installed, transformers imports it, and it looks for a device by itself and says so on stdout.
+        # Where DeepSpeed is installed, transformers imports it, and left alone it finds a device and says so on stdout.
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         self._precision = precision
 

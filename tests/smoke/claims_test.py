@@ -1,0 +1,158 @@
+"""Each claim can fail: evidence of a real run holds, and the same with one thing changed does not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.smoke.claims import CLAIMS, MEMORY_MAX_BYTES, judge
+from tests.smoke.evidence import Evidence
+from tests.smoke.matrix import cell_named
+from tests.smoke.runner import prove
+from training.checkpoint.manifest import newest
+
+CELL = cell_named("sft_lora_fsdp_x2")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one real run of a cell left behind."""
+    folder = tmp_path_factory.mktemp("ran")
+    verdict = prove(CELL, folder, replay="")
+    assert verdict["status"] == "proven", verdict["claims"]
+    return folder
+
+
+def changed(path: Path, change: Callable[[Any], object]) -> None:
+    """Rewrites a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def steps_changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrites the steps in a metrics file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "step":
+            change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def another_exit_code(run: Path) -> None:
+    changed(run / "sessions.json", lambda found: found["sessions"][1].update(exit_code=1))
+
+
+def a_run_cut_short(run: Path) -> None:
+    changed(run / "out/summary.json", lambda found: found.update(num_steps=14))
+
+
+def another_plan(run: Path) -> None:
+    changed(run / "at_kill/run.json", lambda found: found["plan"].update(weight_decay=0.5))
+
+
+def a_rank_less(run: Path) -> None:
+    changed(run / "at_kill/run.json", lambda found: found["ranks"].pop())
+
+
+def another_device(run: Path) -> None:
+    changed(run / "out/run.json", lambda found: found["ranks"][1].update(device="cuda:1"))
+
+
+def a_rank_that_holds_everything(run: Path) -> None:
+    changed(run / "out/run.json", lambda found: found["ranks"][0].update(num_weights_held=10**6))
+
+
+def a_loss_that_rises(run: Path) -> None:
+    steps_changed(run / "out/metrics.jsonl", lambda step: step.update(loss=step["loss"] * (1 + step["step"] // 11)))
+
+
+def another_last_digit_before_the_kill(run: Path) -> None:
+    steps_changed(run / "at_kill/metrics.jsonl", lambda step: step.update(loss=step["loss"] * (1 + 1e-15)))
+
+
+def a_step_that_is_missing(run: Path) -> None:
+    path = run / "out/metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if '"kind": "step", "step": 12,' not in line]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def a_curve_of_its_own(run: Path) -> None:
+    for name in ("out", "at_kill"):
+        steps_changed(run / name / "metrics.jsonl", lambda step: step.update(loss=step["loss"] * 1.001))
+
+
+def another_byte_in_a_checkpoint(run: Path) -> None:
+    found = newest(run / "out/checkpoints")
+    assert found is not None
+    path = next(found.glob("moments*"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def a_save_left_half_way(run: Path) -> None:
+    (run / "out/checkpoints/.unfinished-step-00000020").mkdir()
+
+
+def an_export_of_the_base_model(run: Path) -> None:
+    changed(run / "reload.json", lambda found: found["exports"]["merged"].update(moved=0.0))
+
+
+def an_adapter_that_computes_something_else(run: Path) -> None:
+    changed(run / "reload.json", lambda found: found["exports"]["adapter"].update(difference=1e-6))
+
+
+def a_process_left(run: Path) -> None:
+    changed(run / "sessions.json", lambda found: found["sessions"][1]["left"].update(processes=["4711 rank 1"]))
+
+
+def too_much_memory(run: Path) -> None:
+    above = MEMORY_MAX_BYTES + 1
+    changed(run / "sessions.json", lambda found: found["sessions"][0].update(memory_peak_bytes=above))
+
+
+def a_phase_that_hangs(run: Path) -> None:
+    changed(run / "sessions.json", lambda found: found["phases"][2].update(seconds=1e4))
+
+
+def no_reload(run: Path) -> None:
+    (run / "reload.json").unlink()
+
+
+BROKEN: dict[Callable[[Path], None], set[str]] = {
+    another_exit_code: {"ends_well"},
+    a_run_cut_short: {"ends_well"},
+    another_plan: {"plan_is_the_cells"},
+    a_rank_less: {"world_is_as_asked"},
+    another_device: {"world_is_as_asked"},
+    a_rank_that_holds_everything: {"weights_are_shared_out"},
+    a_loss_that_rises: {"loss_falls", "curve_is_golden"},
+    another_last_digit_before_the_kill: {"resume_is_exact"},
+    a_step_that_is_missing: {"resume_is_exact", "curve_is_golden"},
+    a_curve_of_its_own: {"curve_is_golden"},
+    another_byte_in_a_checkpoint: {"checkpoint_is_committed"},
+    a_save_left_half_way: {"checkpoint_is_committed"},
+    an_export_of_the_base_model: {"export_reloads"},
+    an_adapter_that_computes_something_else: {"export_reloads"},
+    a_process_left: {"nothing_leaks"},
+    too_much_memory: {"memory_is_in_budget"},
+    a_phase_that_hangs: {"cost_is_in_budget"},
+    no_reload: {"export_reloads", "weights_are_shared_out"},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda each: each.__name__)
+def test_a_claim_fails_when_what_it_claims_is_not_so(ran: Path, tmp_path: Path, broken: Callable[[Path], None]) -> None:
+    run = shutil.copytree(ran, tmp_path / "run")
+    broken(run)
+    judged = list(judge(Evidence(run), CLAIMS["sft"]))
+    assert {each.name for each in judged if not each.holds} == BROKEN[broken]
+    assert [each.name for each in judged] == list(CLAIMS["sft"])
+
+
+def test_every_claim_has_been_seen_to_fail() -> None:
+    assert set().union(*BROKEN.values()) == set(CLAIMS["sft"])

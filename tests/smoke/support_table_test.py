@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from tests.smoke.covering import depths
+from tests.smoke.matrix import TABLES, Cell, Feature, Matrix, with_row
+from tests.smoke.support_table import BEGIN, END, README, REFRESH, table, with_table
+
+WRITTEN = table(Matrix())
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    cells = [[each.strip() for each in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {first: rest for first, *rest in cells[2:]}
+
+
+def test_the_readme_shows_the_table_of_today() -> None:
+    readme = Path(README).read_text()
+    assert with_table(readme, WRITTEN) == readme, f"{README} is stale; refresh it: {REFRESH}"
+
+
+def test_each_entry_names_a_cell_that_blocks_a_change() -> None:
+    depth = depths(Matrix())
+    named = 0
+    for feature, entries in rows(WRITTEN).items():
+        features = (feature,) if feature in TABLES.features else ()
+        for framework, entry in zip(TABLES.frameworks, entries[:-1], strict=True):
+            for cards in (each for each in entry.split() if each.startswith("×")):
+                assert depth[Cell("sft", "cpu", framework, int(cards[1:]), features)] == "blocking"
+                named += 1
+    assert named > len(TABLES.features)
+
+
+def test_every_feature_and_framework_has_an_answer_and_every_refusal_its_reason() -> None:
+    answers = rows(WRITTEN)
+    assert list(answers)[1:] == list(TABLES.features)
+    for *entries, reason in answers.values():
+        assert all(each == "refused" or each == "unproven" or each.startswith("×") for each in entries)
+        assert bool(reason) == ("refused" in entries)
+    assert answers["zero1"] == ["refused", "refused", "refused", "×2", "`parallel.zero_stage` needs deepspeed"]
+
+
+def test_what_only_accelerators_may_run_is_unproven() -> None:
+    assert rows(WRITTEN)["liger"][0] == "unproven"
+
+
+def test_a_new_feature_is_a_new_row() -> None:
+    tables = with_row(TABLES, "features", "clipless", Feature({"optimizer.gradient_norm_max": None}))
+    assert rows(table(Matrix(tables)))["clipless"][0] == "×1"
+
+
+def test_a_readme_without_the_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="once each"):
+        with_table(f"{BEGIN}\n", WRITTEN)
+    assert with_table(f"a\n{BEGIN}\nold\n{END}\nb\n", "new") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
