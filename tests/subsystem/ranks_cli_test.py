@@ -36,6 +36,24 @@ def test_bad_sample_is_said_once_with_its_exit_code(place: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
+def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
+    """On a machine without a compiler, or any other program: DeepSpeed would build one for ranks, and one for AdamW."""
+    shared_before = set(os.listdir("/dev/shm"))
+    words = ["--ranks", "2", "--backend", "deepspeed", "--zero-stage", "3", "--offload", "true", "--num-steps", "2"]
+    ran = subprocess.run(
+        command(*WORDS, *words),
+        cwd=place,
+        env=environment() | {"PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "ranks       2, deepspeed" in ran.stdout
+    assert "WARNING" not in ran.stdout
+    assert set(os.listdir("/dev/shm")) <= shared_before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signal_is_agreed_upon_saved_and_gone_on_from(place: Path, number: signal.Signals) -> None:
     words = [*WORDS, "--ranks", "2", "--num-steps", "4000", "--samples-per-step", "2", "--export", "none"]

@@ -82,6 +82,20 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
     assert sft(replace(made, resume="must")).num_steps == 5
 
 
+@pytest.mark.parametrize("place", ["fsdp x2", "zero 3 x2"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_in_a_step_leaves_no_process_and_no_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, rank: int
+) -> None:
+    shared_before = set(os.listdir("/dev/shm"))
+    made = planned(tmp_path, num_steps=5, **PLACES[place])
+    monkeypatch.setattr(recipe, "train_step", at_step(3, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
+        sft(made)
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+    assert set(os.listdir("/dev/shm")) <= shared_before
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
