@@ -20,8 +20,9 @@ from training.errors import DataError, RankFailed
 from training.parallel.launch import launch
 from training.parallel.world import World, joined
 
-SECONDS_MAX = 15.0
-"""An end that took longer waited for a time-out, of which the shortest is a minute. Seen: under 2 seconds."""
+SECONDS_MAX = 45.0
+"""An end that took longer waited for a time-out, of which the shortest is a minute. Seen: under 2 seconds, and 18 where
+spawned ranks had to import torch on a busy machine."""
 
 PARENT_IS_KILLED = "SIGKILL to the parent"
 """Then nobody is left to remove the file through which ranks have met."""

@@ -74,7 +74,7 @@ def prepared(folder: Path, *, red: bool = False) -> str:
     """The shell commands of a Bazel that runs one test in each expected tier."""
     folder.mkdir()
     run = Run(folder)
-    for package in ("tools/lint", "tests/unit", "tests/subsystem", "tests/negative"):
+    for package in ("tools/lint", "tests/unit", "tests/subsystem", "tests/negative", "tests/smoke"):
         run.test(f"//{package}:a", {"test_one": PASS})
     if red:
         run.test("//tests/unit:b", {"test_two": fail("wrong")}, "FAILED")
@@ -82,13 +82,14 @@ def prepared(folder: Path, *, red: bool = False) -> str:
     return f'cp "{events}" .plumbline/events.json\nexit {3 if red else 0}'
 
 
-REPORT = "run --config=ci //tools/ci:report -- --expect lint --expect unit --expect subsystem --expect negative"
+EXPECTED = "--expect lint --expect unit --expect subsystem --expect negative --expect smoke"
+REPORT = f"run --config=ci //tools/ci:report -- {EXPECTED}"
 
 
 def test_a_green_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
     checkout.reporting(prepared(tmp_path / "made"))
     code, lines = checkout.run()
-    assert (code, lines[-1]) == (0, "4 passed, 0 failed")
+    assert (code, lines[-1]) == (0, "5 passed, 0 failed")
     assert not any("no report" in line for line in lines)
     assert checkout.calls() == ["test //... --config=ci", REPORT]
 
@@ -101,33 +102,33 @@ def test_a_report_that_is_not_made_is_said_and_hides_nothing(checkout: Checkout,
     assert code == 1
     assert "no report was made: see above" in lines
     assert "failed    //tests/unit:b: test_two: wrong" in lines
-    assert lines[-1] == "4 passed, 1 failed"
+    assert lines[-1] == "5 passed, 1 failed"
 
 
 def test_a_red_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
     checkout.reporting(prepared(tmp_path / "made", red=True))
     code, lines = checkout.run()
-    assert (code, lines[-1]) == (1, "4 passed, 1 failed")
+    assert (code, lines[-1]) == (1, "5 passed, 1 failed")
 
 
 def test_a_bazel_that_does_not_start_is_counted_as_a_failure(checkout: Checkout) -> None:
     code, lines = checkout.run()
     assert code == 1
-    assert lines[-1] == "0 passed, 5 failed"
+    assert lines[-1] == "0 passed, 6 failed"
 
 
 def test_the_events_of_an_earlier_run_answer_for_nothing(checkout: Checkout, tmp_path: Path) -> None:
     checkout.bazelw(prepared(tmp_path / "made"))
     checkout.run()
     checkout.bazelw("exit 37")
-    assert checkout.run()[1][-1] == "0 passed, 5 failed"
+    assert checkout.run()[1][-1] == "0 passed, 6 failed"
 
 
 def test_without_a_python_on_path_bazel_runs_the_counter(checkout: Checkout, tmp_path: Path) -> None:
     checkout.python("exit 127")
     checkout.reporting(prepared(tmp_path / "made"), without_python=True)
     code, lines = checkout.run()
-    assert (code, lines[-1]) == (0, "4 passed, 0 failed")
+    assert (code, lines[-1]) == (0, "5 passed, 0 failed")
     assert checkout.calls()[1].startswith("run --config=ci //tools/ci:count -- ")
 
 
