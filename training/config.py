@@ -410,7 +410,7 @@ class ParallelConfig:
     shard_ranks: int | None = None
     """Ranks that hold one copy of the weights between them; each further group of so many holds another, and groups add
     up their gradients. The ranks of one machine, usually, so that layers are gathered over its own links. Default: all.
-    Only for fsdp, and a divisor of parallel.ranks."""
+    Only for fsdp, and a divisor of parallel.ranks, below it."""
 
     keep_gathered: bool = False
     """Keep a layer's weights on every rank from its forward to its backward pass: faster, more memory. Only for

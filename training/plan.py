@@ -285,7 +285,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         backend=backend,
         num_ranks=num_ranks,
         zero_stage=(parallel.zero_stage or 2) if backend == "deepspeed" else None,
-        shard_ranks=parallel.shard_ranks if parallel.shard_ranks != num_ranks else None,
+        shard_ranks=parallel.shard_ranks,
         keep_gathered=parallel.keep_gathered,
         offload=parallel.offload,
         collective_seconds_max=parallel.collective_seconds_max or 1800,
@@ -441,9 +441,10 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
                 " or ".join(backends),
                 f"add --backend {backends[0]}, or leave the setting out",
             )
-    if parallel.shard_ranks is not None and num_ranks % parallel.shard_ranks:
+    if parallel.shard_ranks is not None and (num_ranks % parallel.shard_ranks or num_ranks == parallel.shard_ranks):
         got = f"{parallel.shard_ranks}, of {num_ranks} ranks"
-        yield Refusal("parallel.shard_ranks", got, "a divisor of that", "groups of ranks must be equal: take another")
+        hint = "groups of ranks must be equal, and more than one: take another, or leave it out for one copy in all"
+        yield Refusal("parallel.shard_ranks", got, "a divisor of that, and less", hint)
     if parallel.collective_seconds_max is not None and backend == "single":
         got = f"{parallel.collective_seconds_max}, with a single process"
         yield Refusal("parallel.collective_seconds_max", got, "ranks to wait for", "leave it out")

@@ -162,8 +162,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parallel": ParallelConfig(ranks=4, backend="fsdp", shard_ranks=3)},
-        "parallel.shard_ranks: 3, of 4 ranks; expected a divisor of that. hint: groups of ranks must be equal: take "
-        "another",
+        "parallel.shard_ranks: 3, of 4 ranks; expected a divisor of that, and less. hint: groups of ranks must be "
+        "equal, and more than one: take another, or leave it out for one copy in all",
+    ),
+    (
+        {"parallel": ParallelConfig(ranks=4, backend="fsdp", shard_ranks=4)},
+        "parallel.shard_ranks: 4, of 4 ranks; expected a divisor of that, and less. hint: groups of ranks must be "
+        "equal, and more than one: take another, or leave it out for one copy in all",
     ),
     (
         {"parallel": ParallelConfig(keep_gathered=True)},
