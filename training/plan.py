@@ -445,6 +445,12 @@ def _parallel_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]
         got = f"{parallel.shard_ranks}, of {num_ranks} ranks"
         hint = "groups of ranks must be equal, and more than one: take another, or leave it out for one copy in all"
         yield Refusal("parallel.shard_ranks", got, "a divisor of that, and less", hint)
+    if parallel.zero_stage == 3 and config.lora and config.lora.dora and config.model.quantization != "none":
+        got = f"3, with lora.dora and model.quantization {config.model.quantization}"
+        hint = (
+            "DoRA needs quantized weights whole, and stage 3 cannot gather them: take stage 2, or leave one of them out"
+        )
+        yield Refusal("parallel.zero_stage", got, "1 or 2", hint)
     if parallel.collective_seconds_max is not None and backend == "single":
         got = f"{parallel.collective_seconds_max}, with a single process"
         yield Refusal("parallel.collective_seconds_max", got, "ranks to wait for", "leave it out")

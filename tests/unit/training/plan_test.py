@@ -171,6 +171,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "equal, and more than one: take another, or leave it out for one copy in all",
     ),
     (
+        {
+            "model": ModelConfig("m", quantization="nf4"),
+            "lora": LoraConfig(dora=True),
+            "parallel": ParallelConfig(ranks=2, backend="deepspeed", zero_stage=3),
+        },
+        "parallel.zero_stage: 3, with lora.dora and model.quantization nf4; expected 1 or 2. hint: DoRA needs quantized "
+        "weights whole, and stage 3 cannot gather them: take stage 2, or leave one of them out",
+    ),
+    (
         {"parallel": ParallelConfig(keep_gathered=True)},
         "parallel.keep_gathered: true, with single; expected fsdp. hint: add --backend fsdp, or leave the setting out",
     ),
