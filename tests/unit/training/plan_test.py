@@ -176,8 +176,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "lora": LoraConfig(dora=True),
             "parallel": ParallelConfig(ranks=2, backend="deepspeed", zero_stage=3),
         },
-        "parallel.zero_stage: 3, with lora.dora and model.quantization nf4; expected 1 or 2. hint: DoRA needs quantized "
-        "weights whole, and stage 3 cannot gather them: take stage 2, or leave one of them out",
+        "parallel.zero_stage: 3, with lora.dora and model.quantization nf4; expected 1 or 2. hint: DoRA needs "
+        "quantized weights whole, and stage 3 cannot gather them: take stage 2, or leave one of them out",
     ),
     (
         {"parallel": ParallelConfig(keep_gathered=True)},
