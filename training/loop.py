@@ -106,6 +106,7 @@ class StopRequest:
             says: whether this process tells people what it will do.
         """
         self.reason: str | None = None
+        self._agreed: str | None = None
         self._gather = gather
         self._says = says
         self._before: dict[signal.Signals, signal._HANDLER] = {}
@@ -113,7 +114,8 @@ class StopRequest:
     def agreed(self, *, is_ready: bool) -> Said:
         """Why all ranks stop after this step, or None, and whether all are ready; the same on each. All must ask."""
         everyone = self._gather((self.reason, is_ready))
-        return next((reason for reason, _ in everyone if reason is not None), None), all(ready for _, ready in everyone)
+        self._agreed = next((reason for reason, _ in everyone if reason is not None), None)
+        return self._agreed, all(ready for _, ready in everyone)
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread alone and refuses to set handlers elsewhere.
@@ -122,8 +124,10 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # Others heard the signal first and all have stopped by it: here it is still to come, and has been obeyed.
+        is_late = self._agreed is not None and self.reason is None
         for each, handler in self._before.items():
-            signal.signal(each, handler)
+            signal.signal(each, signal.SIG_IGN if is_late and each.name == self._agreed else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:

@@ -130,6 +130,18 @@ def test_ranks_collect_a_save_at_the_end_of_the_same_step(slow: int) -> None:
     assert stop.agreed(is_ready=True) == (None, False)
 
 
+def test_signal_that_others_have_obeyed_already_may_come_late() -> None:
+    """On a busy machine it reached a rank after the stop that it had asked for, which then died of it."""
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with StopRequest(lambda own: [("SIGUSR1", True), own], says=False) as stop:
+            assert stop.agreed(is_ready=True) == ("SIGUSR1", True)
+        signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_records_are_on_disk_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(tmp_path)
     sync = Records.sync
