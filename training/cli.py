@@ -96,7 +96,7 @@ def _sft(settings: Namespace, words: Sequence[str]) -> int:
     resolved = _resolved(settings)
     import transformers
 
-    from training.recipes.sft import sft
+    from training.recipes import train
 
     # peft calls what this transformers has renamed; whoever trains can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -105,7 +105,7 @@ def _sft(settings: Namespace, words: Sequence[str]) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first:
         print(resolved.describe(), flush=True)
-    summary = sft(resolved)
+    summary = train(resolved)
     if is_first:
         print(summary.describe())
     if summary.is_finished:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from training.errors import ConfigError
 
+RecipeKind = Literal["sft"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
 Attention = Literal["documents", "sdpa", "eager"]
@@ -447,3 +448,8 @@ class SftConfig:
     lora: LoraConfig | None = None
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "sft"

@@ -22,6 +22,7 @@ from training.config import (
     OptimizerKind,
     Precision,
     Quantization,
+    RecipeKind,
     Resume,
     SftConfig,
     ZeroStage,
@@ -69,6 +70,7 @@ class Refusal:
 class Plan:
     """A config with everything decided."""
 
+    recipe: RecipeKind
     model_path: str
     precision: Precision
     quantization: Quantization
@@ -171,6 +173,7 @@ class Plan:
             adamw = f"{adamw}, moments in 8 bits"
         kept = f"newest {self.num_kept}" + (f" and best {self.num_best_kept}" if self.num_best_kept else "")
         lines = {
+            "recipe": self.recipe,
             "model": f"{self.model_path}, {trained}"
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
@@ -244,6 +247,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
     optimizer, schedule, checkpoint = config.optimizer, config.schedule, config.checkpoint
     peak = optimizer.learning_rate_peak
     return Plan(
+        recipe=config.recipe,
         model_path=model.path,
         precision=model.precision,
         quantization=model.quantization,

@@ -60,7 +60,7 @@ def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
 def preload(cell: Cell) -> None:
     """Imports what the cell's processes will, once for all of them, and settles that none starts threads before."""
     torch.set_num_threads(1)
-    import training.recipes.sft
+    import training.recipes
 
     if cell.config.lora:
         import peft  # noqa: F401 - for the sessions

@@ -21,7 +21,7 @@ from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
-from training.recipes.sft import sft
+from training.recipes import train
 
 preload("cpu")
 NUM_STEPS = 3
@@ -70,7 +70,7 @@ SAME_NUMBERS = {"no packing", "loss in chunks", "loss in chunks, lora"}
 
 
 def trained(made: Plan) -> list[StepRecord]:
-    assert forked(sft, made) == 0
+    assert forked(train, made) == 0
     return [each for each in records_of(Path(made.out)) if isinstance(each, StepRecord)]
 
 
@@ -100,5 +100,5 @@ def test_every_backend_trains_the_same_run_with_it(tmp_path: Path, feature: str)
 def test_exports_of_adapters_are_verified(tmp_path: Path, feature: str, place: dict[str, Any]) -> None:
     """The export loads what it wrote and compares logits before it gives a directory its name."""
     made = planned(tmp_path, **FEATURES[feature][1], **place, exports=("adapter", "merged"))
-    assert forked(sft, made) == 0
+    assert forked(train, made) == 0
     assert {each.name for each in (tmp_path / "out").iterdir()} >= {"adapter", "merged"}

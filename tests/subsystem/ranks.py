@@ -20,7 +20,7 @@ from training.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, 
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
-from training.recipes.sft import sft
+from training.recipes import train
 
 NUM_STEPS = 8
 preload("cpu")
@@ -66,13 +66,13 @@ def planned(directory: Path, **changed: Any) -> Plan:
 def check_resumes_exactly(directory: Path, **changed: Any) -> None:
     """Goes on from the checkpoint of step 4 of a run, and asks for the records and the last checkpoint of that run."""
     whole = planned(directory, checkpoint_steps_between=4, num_kept=3, **changed)
-    sft(whole)
+    train(whole)
     parts = replace(whole, out=str(directory / "parts"))
     shutil.copytree(whole.out, parts.out)
     shutil.rmtree(Path(parts.out) / f"checkpoints/step-{NUM_STEPS:08d}")
     (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000004\n", encoding="utf-8")
     assert records_of(Path(whole.out))[-1].step == NUM_STEPS
-    sft(replace(parts, resume="must"))
+    train(replace(parts, resume="must"))
     assert records_of(Path(whole.out)) == records_of(Path(parts.out))
     name = f"checkpoints/step-{NUM_STEPS:08d}"
     ours, theirs = tensors_of(Path(whole.out) / name), tensors_of(Path(parts.out) / name)

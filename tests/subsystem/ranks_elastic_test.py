@@ -11,7 +11,7 @@ from tests.support.tolerances import RANKS_FP32_RELATIVE
 from training.config import LoraConfig
 from training.errors import CheckpointError
 from training.metrics.records import StepRecord
-from training.recipes.sft import sft
+from training.recipes import train
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ from training.recipes.sft import sft
 def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before: str, after: str) -> None:
     made = planned(tmp_path, elastic=True, epsilon=1e-4)
     unbroken = replace(made, **PLACES["one process"], out=str(tmp_path / "unbroken"))
-    sft(unbroken)
-    sft(replace(made, **PLACES[before], steps_this_session_max=4))
-    sft(replace(made, **PLACES[after]))
+    train(unbroken)
+    train(replace(made, **PLACES[before], steps_this_session_max=4))
+    train(replace(made, **PLACES[after]))
     for one, other in zip(records_of(Path(unbroken.out)), records_of(Path(made.out)), strict=True):
         assert type(one) is type(other)
         assert other.step == one.step
@@ -50,14 +50,14 @@ def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before
 
 def test_elastic_run_at_the_same_place_is_exact(tmp_path: Path) -> None:
     made = planned(tmp_path, elastic=True, lora=LoraConfig(rank=2, dropout=0.25), **PLACES["fsdp x2"])
-    sft(replace(made, out=str(tmp_path / "whole")))
-    sft(replace(made, steps_this_session_max=4))
-    sft(made)
+    train(replace(made, out=str(tmp_path / "whole")))
+    train(replace(made, steps_this_session_max=4))
+    train(made)
     assert records_of(tmp_path / "whole") == records_of(Path(made.out))
 
 
 def test_elastic_run_still_refuses_what_is_no_matter_of_place(tmp_path: Path) -> None:
     made = planned(tmp_path, elastic=True, num_steps=1, **PLACES["fsdp x2"])
-    sft(made)
+    train(made)
     with pytest.raises(CheckpointError, match=r"\(plan.seed\): 1 now, 0 when it was saved"):
-        sft(replace(made, seed=1, **PLACES["ddp x2"]))
+        train(replace(made, seed=1, **PLACES["ddp x2"]))

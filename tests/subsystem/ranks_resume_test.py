@@ -9,7 +9,7 @@ import pytest
 from tests.subsystem.ranks import check_resumes_exactly, planned
 from training.config import LoraConfig
 from training.errors import CheckpointError
-from training.recipes.sft import sft
+from training.recipes import train
 
 LORA = LoraConfig(rank=2, dropout=0.25)
 KINDS: dict[str, dict[str, Any]] = {
@@ -42,8 +42,8 @@ def test_gone_on_in_the_second_epoch_is_the_same_run_bit_for_bit(tmp_path: Path,
 )
 def test_a_checkpoint_of_another_world_is_refused_by_name(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
     made = planned(tmp_path, backend="fsdp", num_steps=1)
-    sft(made)
+    train(made)
     with pytest.raises(CheckpointError, match=rf"step-00000001 \({named}\): ") as refused:
-        sft(replace(made, **changed))
+        train(replace(made, **changed))
     hint = "hint: give the setting its old value back, or go on to rounding with --elastic true"
     assert str(refused.value).endswith(hint)

@@ -20,14 +20,14 @@ from training.config import LoraConfig
 from training.errors import CheckpointCorrupt, CheckpointError, RankFailed
 from training.metrics.records import StepRecord
 from training.recipes import sft as recipe
-from training.recipes.sft import sft
+from training.recipes import train
 from training.step import train_step
 
 
 def test_dropout_differs_between_ranks(tmp_path: Path) -> None:
     """Seen where there is none: generators that have drawn differ by how much they drew, whatever they began with."""
     made = planned(tmp_path, num_steps=1)
-    sft(made)
+    train(made)
     checkpoint = Path(made.out) / "checkpoints/step-00000001"
     one, two = (load_file(checkpoint / f"random-0000{rank}-of-00002.safetensors")["cpu"] for rank in (1, 2))
     assert not torch.equal(one, two)
@@ -40,7 +40,7 @@ def test_every_backend_exports_what_one_process_exports(tmp_path: Path, lora: Lo
     exported = {}
     for place in ("one process", "ddp x2", "fsdp x2", "zero 2 x2", "zero 3 x2"):
         out = tmp_path / place
-        summary = sft(planned(tmp_path, lora=lora, exports=kinds, epsilon=1e-4, out=str(out), **PLACES[place]))
+        summary = train(planned(tmp_path, lora=lora, exports=kinds, epsilon=1e-4, out=str(out), **PLACES[place]))
         assert summary.exports == {kind: str(out / kind) for kind in kinds}
         exported[place] = load_file(out / file)
     alone = exported.pop("one process")
@@ -76,10 +76,10 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "train_step", at_step(3, rank, fail))
         with pytest.raises(RankFailed, match=rf"^rank {rank}: ValueError: boom; .* hint: its traceback is above"):
-            sft(made)
+            train(made)
     assert f"rank {rank}: Traceback" in capfd.readouterr().err
     assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]
-    assert sft(replace(made, resume="must")).num_steps == 5
+    assert train(replace(made, resume="must")).num_steps == 5
 
 
 @pytest.mark.parametrize("place", ["fsdp x2", "zero 3 x2"])
@@ -91,7 +91,7 @@ def test_a_rank_that_is_killed_in_a_step_leaves_no_process_and_no_shared_memory(
     made = planned(tmp_path, num_steps=5, **PLACES[place])
     monkeypatch.setattr(recipe, "train_step", at_step(3, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
-        sft(made)
+        train(made)
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
     assert set(os.listdir("/dev/shm")) <= shared_before
 
@@ -104,7 +104,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(recipe, "train_step", at_step(2, rank, terminate))
-    summary = sft(planned(tmp_path))
+    summary = train(planned(tmp_path))
     assert (summary.stopped_by, summary.num_steps) == ("SIGTERM", 3)
     assert [each.name for each in committed(tmp_path / "out/checkpoints")] == ["step-00000003"]
 
@@ -112,16 +112,16 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_lost_or_damaged_shard_is_refused_by_the_name_of_its_file(tmp_path: Path, rank: int) -> None:
     made = planned(tmp_path, backend="fsdp", num_steps=1)
-    sft(made)
+    train(made)
     shard = Path(made.out) / f"checkpoints/step-00000001/moments-0000{rank}-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     with pytest.raises(CheckpointCorrupt, match=rf"{shard.name}: its content has another SHA-256"):
-        sft(made)
+        train(made)
     shard.unlink()
     with pytest.raises(CheckpointCorrupt, match=rf"{shard.name}: the file is not there"):
-        sft(made)
+        train(made)
 
 
 BESIDE = pytest.mark.parametrize("asynchronous", [False, True], ids=["before the next step", "beside the steps"])
@@ -143,7 +143,7 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
 ) -> None:
     """Rank 1, at each boundary of its own. Those of rank 0 are the ones of a single process, which has its own test."""
     whole = planned(tmp_path, backend="fsdp", num_steps=5, checkpoint_steps_between=2, asynchronous=asynchronous)
-    sft(whole)
+    train(whole)
     boundaries = [f"{does} {name}" for name in ("parameters", "moments", "random") for does in ("write", "flush")]
     for number, boundary in enumerate(boundaries):
 
@@ -156,10 +156,10 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
         with monkeypatch.context() as patch:
             patch.setattr(recipe, "save", saving(kill))
             with pytest.raises(RankFailed, match=r"^rank 1: it was killed by SIGKILL"):
-                sft(crashed)
+                train(crashed)
         checkpoints = Path(crashed.out) / "checkpoints"
         assert [each.name for each in committed(checkpoints)] == ["step-00000002"]
-        sft(replace(crashed, resume="must"))
+        train(replace(crashed, resume="must"))
         assert records_of(Path(crashed.out)) == records_of(Path(whole.out))
 
 
@@ -175,5 +175,5 @@ def test_a_rank_that_cannot_write_stops_all_with_an_error_of_the_checkpoint(
     monkeypatch.setattr(recipe, "save", saving(fill_the_disk))
     made = planned(tmp_path, backend="fsdp", num_steps=7, checkpoint_steps_between=2, asynchronous=asynchronous)
     with pytest.raises(CheckpointError, match=r"step-00000004: it cannot be written \(.*No space left on device\)"):
-        sft(made)
+        train(made)
     assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]

@@ -23,7 +23,7 @@ from training.errors import CheckpointCorrupt
 from training.models.tiny import save_tiny
 from training.plan import Machine, Plan, plan
 from training.recipes import sft as recipe
-from training.recipes.sft import sft
+from training.recipes import train
 
 NUM_STEPS = 20
 KINDS: dict[str, dict[str, Any]] = {
@@ -77,22 +77,22 @@ def assert_same_end(one: Path, other: Path, *, num_steps: int = NUM_STEPS) -> No
 @pytest.mark.parametrize("stops", [(10,), (4, 9)], ids=["at 10", "at 4, in epoch 2, and at 9"])
 def test_stopped_and_gone_on_is_the_same_run_bit_for_bit(tmp_path: Path, kind: str, stops: tuple[int, ...]) -> None:
     whole = planned(tmp_path, **KINDS[kind])
-    assert forked(sft, whole) == 0
+    assert forked(train, whole) == 0
     parts = replace(whole, out=str(tmp_path / "parts"))
     begin = 0
     for stop in stops:
-        assert forked(sft, replace(parts, steps_this_session_max=stop - begin)) == 0
+        assert forked(train, replace(parts, steps_this_session_max=stop - begin)) == 0
         begin = stop
-    assert forked(sft, replace(parts, resume="must")) == 0
+    assert forked(train, replace(parts, resume="must")) == 0
     assert_same_end(Path(whole.out), Path(parts.out))
 
 
 def test_generators_matter_where_there_is_dropout(tmp_path: Path) -> None:
     """Without them in the checkpoint the test above would have to fail: here they are damaged, and it does."""
     whole = planned(tmp_path, lora=LoraConfig(rank=2, dropout=0.25))
-    assert forked(sft, whole) == 0
+    assert forked(train, whole) == 0
     parts = replace(whole, out=str(tmp_path / "parts"))
-    assert forked(sft, replace(parts, steps_this_session_max=10)) == 0
+    assert forked(train, replace(parts, steps_this_session_max=10)) == 0
     assert forked(_go_on_with_other_generators, parts) == 0
     assert records_of(Path(whole.out))[:10] == records_of(Path(parts.out))[:10]
     assert records_of(Path(whole.out)) != records_of(Path(parts.out))
@@ -106,7 +106,7 @@ def _go_on_with_other_generators(parts: Plan) -> None:
     # A bug planted on purpose, in a process of its own.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "restore", forgetful)
-        sft(parts)
+        train(parts)
 
 
 def _killed_at(plan: Plan, step: int, boundary: int) -> None:
@@ -126,7 +126,7 @@ def _killed_at(plan: Plan, step: int, boundary: int) -> None:
     # Put in its place in a process of its own, which is the one to be killed.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "save", killing_save)
-        sft(plan)
+        train(plan)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["before the next step", "beside the steps"])
@@ -135,7 +135,7 @@ def test_killed_at_every_boundary_of_a_save_the_run_ends_as_if_it_had_not_been(
 ) -> None:
     small = {"lora": LoraConfig(rank=2, dropout=0.25), "num_steps": 8}
     whole = planned(tmp_path, checkpoint_steps_between=2, asynchronous=asynchronous, **small)
-    assert forked(sft, whole) == 0
+    assert forked(train, whole) == 0
     boundary = 0
     while True:
         crashed = replace(whole, out=str(tmp_path / f"crashed-{boundary}"))
@@ -144,7 +144,7 @@ def test_killed_at_every_boundary_of_a_save_the_run_ends_as_if_it_had_not_been(
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        assert forked(sft, crashed) == 0
+        assert forked(train, crashed) == 0
         assert_same_end(Path(whole.out), Path(crashed.out), num_steps=8)
         boundary += 1
     assert boundary >= 20, "every write, flush and rename is a boundary"
@@ -153,10 +153,10 @@ def test_killed_at_every_boundary_of_a_save_the_run_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_damaged_checkpoint_is_refused_by_the_name_of_the_file(tmp_path: Path, damage: str) -> None:
     made = planned(tmp_path)
-    assert forked(sft, replace(made, steps_this_session_max=2)) == 0
+    assert forked(train, replace(made, steps_this_session_max=2)) == 0
     path = tmp_path / "out/checkpoints/step-00000002/moments.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content if damage == "flipped" else content[:-1])
     with pytest.raises(CheckpointCorrupt, match=r"step-00000002/moments\.safetensors: "):
-        sft(made)
+        train(made)

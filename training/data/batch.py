@@ -4,8 +4,8 @@ Shapes: T tokens of a microbatch, D documents in it.
 """
 # ruff: noqa: N815 - tensors end in their shape, as fields too.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ class Microbatch:
     """float32, the weight of predicting each token; 0 at each document's start"""
     document_starts_D1: Tensor
     """int32 [0, …, T], on the CPU wherever the rest is: attention needs the numbers, not the tensor"""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Those of its examples, end to end: a value of each token in a column whose name ends in _T, of each document in
+    one whose name ends in _D"""
 
     @property
     def num_tokens(self) -> int:
@@ -39,6 +42,7 @@ class Microbatch:
             self.positions_T.to(device, non_blocking=True),
             self.weights_T.to(device, non_blocking=True),
             self.document_starts_D1,
+            {name: column.to(device, non_blocking=True) for name, column in self.columns.items()},
         )
 
 
@@ -65,7 +69,7 @@ def microbatch(examples: Sequence[Example], *, weighted: bool = True) -> Microba
     """The examples end to end, in the order given.
 
     Args:
-        examples: at least one.
+        examples: at least one; all have the same columns.
         weighted: False zeroes all weights. Such a filler keeps a rank in step with the others and teaches nothing.
     """
     lengths = [len(example) for example in examples]
@@ -81,4 +85,8 @@ def microbatch(examples: Sequence[Example], *, weighted: bool = True) -> Microba
         positions_T=torch.from_numpy(positions.astype(np.int64)),
         weights_T=torch.from_numpy(weights if weighted else np.zeros_like(weights)),
         document_starts_D1=torch.from_numpy(starts.astype(np.int32)),
+        columns={
+            name: torch.from_numpy(np.concatenate([example.columns[name] for example in examples]))
+            for name in examples[0].columns
+        },
     )

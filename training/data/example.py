@@ -1,6 +1,8 @@
 """A sample as the model will see it: token ids, and how much predicting each of them counts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,9 @@ class Example:
     """The line it came from, for messages: chat.jsonl:17."""
     document_starts: Starts = field(default_factory=lambda: np.zeros(1, dtype=np.int32))
     """int32 [D], rising, the first is 0: where each document begins."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What else an algorithm wants to find in the batch; names end in the shape: _T for a value of each token, _D for
+    one of each document."""
 
     def __post_init__(self) -> None:
         """Refuses an example that would train nothing; anything else wrong here is a mistake of ours."""
@@ -38,6 +43,8 @@ class Example:
         assert self.weights.dtype == np.float32, self.weights.dtype
         assert self.token_ids.shape == self.weights.shape == (len(self.token_ids),)
         assert self.document_starts[0] == 0
+        for name, column in self.columns.items():
+            assert len(column) == {"T": len(self), "D": len(self.document_starts)}[name.rpartition("_")[2]], name
         assert not self.weights[self.document_starts].any(), "a document's first token cannot be predicted"
         if not self.weights.any():
             raise EmptyWeightsError(

@@ -69,10 +69,10 @@ def fit(examples: Sequence[Example], *, tokens_per_sample_max: int, on_long_samp
 
 
 def _truncated(example: Example, num_tokens: int) -> Example:
-    starts = example.document_starts
-    return Example(
-        example.token_ids[:num_tokens], example.weights[:num_tokens], example.where, starts[starts < num_tokens]
-    )
+    starts = example.document_starts[example.document_starts < num_tokens]
+    lengths = {"T": num_tokens, "D": len(starts)}
+    columns = {name: column[: lengths[name.rpartition("_")[2]]] for name, column in example.columns.items()}
+    return Example(example.token_ids[:num_tokens], example.weights[:num_tokens], example.where, starts, columns)
 
 
 class Loader:

@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from training import recipes
 from training.checkpoint.lock import only_process
 from training.cli import expanded, parser, to_config
 from training.errors import EXIT_INTERRUPTED
@@ -26,7 +27,6 @@ from training.quickstart.answers import answers
 from training.quickstart.folder import Place, State
 from training.quickstart.report import Findings, describe, relative
 from training.quickstart.task import Data, Task, write_jsonl
-from training.recipes.sft import sft
 
 NUM_STEPS_MEASURED = 3
 """The first is slower than all others, so it is not counted."""
@@ -152,7 +152,7 @@ def train(words: list[str]) -> RunSummary:
     answer = plan(to_config(parsed[parsed.command]), machine())
     if isinstance(answer, Refusal):
         raise answer.as_error()
-    return sft(answer)
+    return recipes.train(answer)
 
 
 def findings(

@@ -1,1 +1,15 @@
-"""Wiring: each recipe reads aloud from top to bottom."""
+"""Ways to learn, each a composition of what the floors below offer."""
+
+from training.metrics.summary import RunSummary
+from training.plan import Plan
+from training.recipes.sft import SftRecipe
+from training.run import Recipe
+from training.run import train as _train
+
+RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe}
+"""Every recipe by the name that plans and the command line call it."""
+
+
+def train(plan: Plan) -> RunSummary:
+    """Carries out a plan with the recipe that it names; see `training.run.train`."""
+    return _train(plan, RECIPES[plan.recipe]())

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from tests.support.chats import sums, write_jsonl
-from training import cli, errors
+from training import cli, errors, recipes
 from training.cli import EPILOG, expanded, field_docs, main, parser, resume_command, short_names, to_config
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
 from training.models.tiny import save_tiny, tiny_tokenizer
-from training.recipes import sft as recipe
 
 LEAST = ["sft", "--model", "m", "--data", "d", "--out", "o"]
 CONFIG = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
@@ -275,7 +274,7 @@ def test_ctrl_c_outside_of_a_step_exits_with_130_and_says_what_is_lost(
     def interrupted(plan: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "sft", interrupted)
+    monkeypatch.setattr(recipes, "train", interrupted)
     assert main([*LEAST[:-1], str(tmp_path / "o")]) == 130
     assert capsys.readouterr().err == "stopped at once; what came after the last checkpoint is lost\n"
 

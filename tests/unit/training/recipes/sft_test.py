@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tests.support.chats import chat, sums, write_jsonl
+from training import run
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
 from training.errors import CheckpointError, DataError
 from training.metrics.records import StepRecord, ValidationRecord, read_records
 from training.metrics.summary import FileSummary
 from training.models.tiny import save_tiny, tiny_tokenizer
 from training.plan import Machine, Plan, plan
-from training.recipes import sft as recipe
-from training.recipes.sft import read_data, sft
+from training.recipes import sft, train
+from training.recipes.sft import SftRecipe
 from training.schedule import Schedule
 
 
@@ -44,14 +45,14 @@ def planned(directory: Path, lines: list[Any], **changed: Any) -> Plan:
 
 
 def test_every_field_of_the_plan_is_read_by_the_recipe() -> None:
-    tree = ast.parse(inspect.getsource(recipe))
     read = {
         node.attr
-        for node in ast.walk(tree)
+        for module in (run, sft)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "plan"
     }
     # Fields that the text of the plan alone shows would be settings that are accepted and ignored.
-    assert {field.name for field in fields(Plan)} <= read
+    assert {field.name for field in fields(Plan)} - {"recipe"} <= read, "the recipe is looked up by its name"
 
 
 def test_every_field_of_the_schedule_is_read_by_its_rate() -> None:
@@ -71,7 +72,7 @@ def test_every_field_of_the_schedule_is_read_by_its_rate() -> None:
 
 def test_run_leaves_its_files_and_learns(tmp_path: Path) -> None:
     made = planned(tmp_path, sums(16), num_epochs=4, validation_fraction=0.2, exports=("model",))
-    summary = sft(made)
+    summary = train(made)
     out = tmp_path / "out"
     assert (out / "plan.txt").read_text() == made.describe() + "\n"
     assert (summary.data.num_training, summary.data.num_validation) == (13, 3)
@@ -91,9 +92,9 @@ def test_run_leaves_its_files_and_learns(tmp_path: Path) -> None:
 
 def test_a_finished_run_given_again_takes_no_step_and_exports_again(tmp_path: Path) -> None:
     made = planned(tmp_path, sums(4), exports=("model",))
-    first = sft(made)
+    first = train(made)
     weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
-    again = sft(made)
+    again = train(made)
     assert again == first
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
 
@@ -103,11 +104,11 @@ def test_a_run_whose_patience_ends_is_finished_exported_and_stays_so(tmp_path: P
     made = planned(tmp_path, sums(16), num_epochs=4, exports=("model",), num_best_kept=1, **often)
     # Nothing is better than the loss before the first step by so much.
     impatient = replace(made, patience=2, improvement_min=100.0)
-    summary = sft(impatient)
+    summary = train(impatient)
     assert (summary.stopped_by, summary.is_finished) == ("patience", True)
     assert (summary.num_steps, summary.num_steps_planned) == (4, 16)
     assert (tmp_path / "out/model/model.safetensors").is_file()
-    assert sft(impatient) == summary
+    assert train(impatient) == summary
     losses = {
         each.step: each.loss
         for each in read_records(tmp_path / "out/metrics.jsonl")
@@ -117,11 +118,11 @@ def test_a_run_whose_patience_ends_is_finished_exported_and_stays_so(tmp_path: P
         manifest = json.loads((tmp_path / f"out/checkpoints/step-{step:08d}/manifest.json").read_text())
         assert manifest["validation_loss"] == losses[step]
     # With more patience it goes on from there.
-    assert sft(made).num_steps == 16
+    assert train(made).num_steps == 16
 
 
 def test_number_of_steps_may_end_within_an_epoch(tmp_path: Path) -> None:
-    summary = sft(planned(tmp_path, sums(10), num_epochs=None, num_steps=5))
+    summary = train(planned(tmp_path, sums(10), num_epochs=None, num_steps=5))
     assert (summary.num_steps, summary.num_steps_planned) == (5, 5)
 
 
@@ -130,7 +131,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(tmp_path: Path
     losses = []
     for checkpointing in (False, True):
         made = planned(tmp_path, sums(8), lora=lora, activation_checkpointing=checkpointing, num_epochs=2)
-        sft(replace(made, out=str(tmp_path / f"out-{checkpointing}")))
+        train(replace(made, out=str(tmp_path / f"out-{checkpointing}")))
         records = read_records(tmp_path / f"out-{checkpointing}" / "metrics.jsonl")
         losses.append([(each.loss, each.gradient_norm) for each in records if isinstance(each, StepRecord)])
     assert losses[0] == losses[1]
@@ -140,7 +141,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(tmp_path: Path
 def test_seed_and_nothing_else_draws_the_order_and_the_adapter(tmp_path: Path) -> None:
     def losses(name: str, seed: int) -> list[float]:
         made = planned(tmp_path, sums(8), lora=LoraConfig(rank=2, dropout=0.1), seed=seed, out=str(tmp_path / name))
-        sft(made)
+        train(made)
         records = read_records(tmp_path / name / "metrics.jsonl")
         return [record.loss for record in records if isinstance(record, StepRecord)]
 
@@ -153,18 +154,18 @@ def test_seed_and_nothing_else_draws_the_order_and_the_adapter(tmp_path: Path) -
 
 def test_another_run_in_the_same_place_is_refused_by_what_differs(tmp_path: Path) -> None:
     made = planned(tmp_path, sums(8), lora=LoraConfig(rank=2))
-    sft(made)
+    train(made)
     for changed, name in [
         (replace(made, seed=3), "plan.seed"),
         (replace(made, num_epochs=3), "number of steps"),
         (planned(tmp_path, [*sums(7), chat("7 + 2?", "8")], lora=LoraConfig(rank=2)), "training examples"),
     ]:
         with pytest.raises(CheckpointError, match=f"step-00000002 \\({name}\\): "):
-            sft(changed)
+            train(changed)
     planned(tmp_path, sums(8))
     save_tiny(tmp_path / "base", seed=1)
     with pytest.raises(CheckpointError, match=r"step-00000002 \(frozen weights\): "):
-        sft(made)
+        train(made)
 
 
 def test_every_sample_is_in_one_count(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_every_sample_is_in_one_count(tmp_path: Path) -> None:
         chat("a", "b", source="somewhere"),
     ]
     made = planned(tmp_path, lines, on_bad_sample="skip", on_long_sample="skip")
-    about = read_data(made, tiny_tokenizer()).summary.files[0]
+    about = run.read_data(made, SftRecipe(), tiny_tokenizer()).summary.files[0]
     assert isinstance(about, FileSummary)
     assert about.num_samples_read == 7
     assert about.num_examples == 4
@@ -186,13 +187,13 @@ def test_every_sample_is_in_one_count(tmp_path: Path) -> None:
     assert about.first_skipped is not None
     assert "chat.jsonl:5" in about.first_skipped
     assert about.keys_ignored == {"source": 1}
-    truncated = read_data(replace(made, on_long_sample="truncate"), tiny_tokenizer()).summary.files[0]
+    truncated = run.read_data(replace(made, on_long_sample="truncate"), SftRecipe(), tiny_tokenizer()).summary.files[0]
     assert (truncated.num_truncated, truncated.num_examples) == (1, 5)
 
 
 def test_validation_file_is_read_and_counted_by_itself(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "validation.jsonl", sums(3))
-    data = read_data(planned(tmp_path, sums(5), validation_path=str(path)), tiny_tokenizer())
+    data = run.read_data(planned(tmp_path, sums(5), validation_path=str(path)), SftRecipe(), tiny_tokenizer())
     assert (len(data.training), len(data.validation)) == (5, 3)
     assert [each.path for each in data.summary.files] == [str(tmp_path / "chat.jsonl"), str(path)]
     assert data.summary.num_tokens == sum(len(each) for each in data.training)
@@ -200,18 +201,20 @@ def test_validation_file_is_read_and_counted_by_itself(tmp_path: Path) -> None:
 
 def test_held_out_samples_follow_the_seed_and_are_never_trained_on(tmp_path: Path) -> None:
     made = planned(tmp_path, [chat(f"question {n}", "answer") for n in range(20)], validation_fraction=0.25)
-    data = read_data(made, tiny_tokenizer())
+    data = run.read_data(made, SftRecipe(), tiny_tokenizer())
     held_out = {each.where for each in data.validation}
     assert len(held_out) == 5
     assert held_out.isdisjoint({each.where for each in data.training})
     assert len(data.training) == 15
-    assert {each.where for each in read_data(made, tiny_tokenizer()).validation} == held_out
-    assert {each.where for each in read_data(replace(made, seed=1), tiny_tokenizer()).validation} != held_out
+    assert {each.where for each in run.read_data(made, SftRecipe(), tiny_tokenizer()).validation} == held_out
+    assert {
+        each.where for each in run.read_data(replace(made, seed=1), SftRecipe(), tiny_tokenizer()).validation
+    } != held_out
 
 
 def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
-        read_data(planned(tmp_path, sums(1), validation_fraction=0.5), tiny_tokenizer())
+        run.read_data(planned(tmp_path, sums(1), validation_fraction=0.5), SftRecipe(), tiny_tokenizer())
     assert str(refused.value) == (
         "data.validation_fraction: 0.5 of 1 examples leaves none to train on; expected at least one on each side. "
         "hint: give more data, a smaller share, or --validation-path"
@@ -220,7 +223,7 @@ def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
 
 def test_plain_text_is_trained_on_in_blocks(tmp_path: Path) -> None:
     made = planned(tmp_path, [{"text": "abc " * 30}, {"text": "def " * 5}], data_kind="text", tokens_per_sample_max=50)
-    summary = sft(made)
+    summary = train(made)
     assert summary.data.files[0].num_samples_read == 2
     assert summary.data.num_training == 3
     assert summary.num_steps == 1
