@@ -47,6 +47,9 @@ def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() 
     assert {row.accelerator: row.device for row in TABLES.variants.values()} == {
         word: row.device for word, row in known.items()
     }
+    for row in TABLES.variants.values():
+        if row.accelerator != "cpu":
+            assert list(row.cards) == known[row.accelerator].cards, "cells of other numbers would have no pool"
 
 
 def test_every_backend_of_the_config_is_a_framework() -> None:

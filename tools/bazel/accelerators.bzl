@@ -1,11 +1,54 @@
 """The closed table of accelerators, tiers and tags. A word that is not here fails when a BUILD file is loaded."""
 
-# Accelerator -> what a target that names it needs. The device name is torch's; ROCm builds of torch say `cuda` too.
+# Accelerator -> everything that follows from naming it: a new one is a row here, and a probe in tools/devices/detect.py.
+#   cards       numbers of cards that a test may ask for; each has a constraint and a pool of its own
+#   config      its word in --config=, and the name of its platforms
+#   device      torch's name for it; ROCm builds of torch say `cuda` too
+#   lock        the wheels, from the root
+#   memory_gib  what a card must have at least
+#   torch       the field of torch.version that its build of torch sets
+#   visible     the variable by which a process is given some of the cards
 ACCELERATORS = {
-    "cpu": struct(config = "", device = "cpu", meaning = "no accelerator; runs anywhere"),
-    "gpu-amd": struct(config = "rocm", device = "cuda", meaning = "an AMD GPU with ROCm"),
-    "gpu-intel": struct(config = "xpu", device = "xpu", meaning = "an Intel GPU with oneAPI"),
-    "gpu-nvidia": struct(config = "cuda", device = "cuda", meaning = "an NVIDIA GPU with CUDA"),
+    "cpu": struct(
+        cards = [],
+        config = "",
+        device = "cpu",
+        lock = "requirements_lock.txt",
+        meaning = "no accelerator; runs anywhere",
+        memory_gib = 0,
+        torch = "",
+        visible = "",
+    ),
+    "gpu-amd": struct(
+        cards = [1, 4],
+        config = "rocm",
+        device = "cuda",
+        lock = "requirements_lock_rocm.txt",
+        meaning = "an AMD GPU with ROCm",
+        memory_gib = 15,
+        torch = "hip",
+        visible = "ROCR_VISIBLE_DEVICES",
+    ),
+    "gpu-intel": struct(
+        cards = [1, 4],
+        config = "xpu",
+        device = "xpu",
+        lock = "requirements_lock_xpu.txt",
+        meaning = "an Intel GPU with oneAPI",
+        memory_gib = 15,
+        torch = "xpu",
+        visible = "ZE_AFFINITY_MASK",
+    ),
+    "gpu-nvidia": struct(
+        cards = [1, 4],
+        config = "cuda",
+        device = "cuda",
+        lock = "requirements_lock_cuda.txt",
+        meaning = "an NVIDIA GPU with CUDA",
+        memory_gib = 15,
+        torch = "cuda",
+        visible = "CUDA_VISIBLE_DEVICES",
+    ),
 }
 
 TIERS = {
@@ -17,10 +60,9 @@ TIERS = {
     "unit": "the smallest units, on any machine",
 }
 
-# Tags that a BUILD file may add by hand; the macros add tier and accelerator themselves.
+# Tags that a BUILD file may add by hand; the macros add tier, accelerator and `multi-gpu` themselves.
 TAGS = {
     "manual": "left out of `...`: run by name, or by another test",
-    "multi-gpu": "needs more than one device",
 }
 
 def tag_error(tags):
@@ -60,6 +102,52 @@ def accelerator_error(accelerators):
             return "accelerators: {} is unknown; expected some of {}".format(repr(accelerator), ", ".join(ACCELERATORS))
         if accelerator in accelerators[:index]:
             return "accelerators: {} is named twice".format(repr(accelerator))
+    return None
+
+def pool_of(accelerator, cards):
+    """The pool whose machines have so many cards: also the name of the constraint that a platform with them holds.
+
+    Args:
+        accelerator: its word in the table.
+        cards: one of the numbers in its row; none on the cpu.
+
+    Returns:
+        `cpu`, `gpu-amd`, `gpu-amd-x4` and the like.
+    """
+    return accelerator if cards <= 1 else "{}-x{}".format(accelerator, cards)
+
+def pools():
+    """Every pool there may be.
+
+    Returns:
+        A dict from its name to a struct of accelerator and cards, the cpu's first.
+    """
+    return {
+        pool_of(accelerator, cards): struct(accelerator = accelerator, cards = cards)
+        for accelerator, row in ACCELERATORS.items()
+        for cards in row.cards or [0]
+    }
+
+def cards_error(accelerators, cards):
+    """What is wrong with a number of cards.
+
+    Args:
+        accelerators: what the test runs on.
+        cards: how many cards it asks for.
+
+    Returns:
+        A message with advice, or None.
+    """
+    for accelerator in accelerators:
+        known = ACCELERATORS[accelerator].cards
+        if known and cards not in known:
+            return "cards: {} of {}; expected one of {}. hint: add a pool to tools/bazel/accelerators.bzl".format(
+                cards,
+                accelerator,
+                ", ".join([str(each) for each in known]),
+            )
+    if cards != 1 and not [each for each in accelerators if ACCELERATORS[each].cards]:
+        return "cards: {}, and no accelerator that has any. hint: accelerators = [\"gpu-nvidia\"]".format(cards)
     return None
 
 def tier_of(package):

@@ -1,7 +1,7 @@
 """The only door to Python rules: `load("//tools/bazel:defs.bzl", "py_library", "py_binary", "py_test", "smoke_cells")`."""
 
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
-load("//tools/bazel:accelerators.bzl", "accelerator_error", "tag_error", "tier_of")
+load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "cards_error", "pool_of", "tag_error", "tier_of")
 load("//tools/bazel:closure.bzl", _closure = "closure")
 
 closure = _closure
@@ -53,16 +53,17 @@ def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     main = kwargs.pop("main", srcs[0])
     _py_binary(name = name, srcs = srcs, deps = deps, imports = _root(), main = main, tags = tags + ["cpu"], **kwargs)
 
-def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], visibility = [], **kwargs):
+def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], visibility = [], **kwargs):
     """Runs pytest on exactly the listed files: one target for each accelerator.
 
-    The cpu target has the given name, another accelerator's is `<name>.<accelerator>` and is skipped where the platform
-    lacks it. No test collected, or every test skipped, is a failure.
+    The cpu target has the given name, another accelerator's is `<name>.<accelerator>`: it is skipped where the platform
+    lacks it, its test runs in the accelerator's pool, and what builds it stays in the cpu's. No test collected, or every test skipped, is a failure.
 
     Args:
         name: usually the file's name without its ending.
         srcs: the test files.
         accelerators: what it runs on, from the table in accelerators.bzl.
+        cards: how many of an accelerator's cards it needs, one of the numbers in the table.
         cpus: threads that torch and its libraries may use; Bazel schedules with the same figure.
         data: files that the tests read.
         deps: what they import directly; pytest itself is there.
@@ -74,10 +75,12 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
         **kwargs: shard_count and timeout, as everywhere.
     """
     tier = tier_of(native.package_name())
-    _refuse(name, tag_error(tags) or accelerator_error(accelerators))
+    _refuse(name, tag_error(tags) or accelerator_error(accelerators) or cards_error(accelerators, cards))
     _refuse(name, None if srcs else "srcs: empty. hint: name the test files")
     _refuse(name, None if tier else "no tier for a test in this package. hint: move it below //tests/<tier>, or //tools/lint")
     for accelerator in accelerators:
+        row = ACCELERATORS[accelerator]
+        pool = pool_of(accelerator, cards)
         _py_test(
             name = name if accelerator == "cpu" else "{}.{}".format(name, accelerator),
             size = size,
@@ -87,15 +90,21 @@ def py_test(name, srcs, accelerators = ["cpu"], cpus = 1, data = [], deps = [], 
             env = _PYTHON_ENV | {
                 "PLUMBLINE_ACCELERATOR": accelerator,
                 "PLUMBLINE_CPUS": str(cpus),
-            } | env,
+            } | ({
+                "PLUMBLINE_CARDS": str(cards),
+                "PLUMBLINE_CARD_GIB": str(row.memory_gib),
+                "PLUMBLINE_TORCH": row.torch,
+            } if row.cards else {}) | env,
+            # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
+            exec_properties = {"test.Pool": pool} if row.cards else {},
             imports = _root(),
             main = _RUNNER,
             # A report on a skipped target says why from its tags: Bazel's own event names the target and no constraint.
-            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + [
+            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + (["multi-gpu"] if row.cards and cards > 1 else []) + [
                 "needs:" + each.split("//")[0].removeprefix("@plumbline_")
                 for each in requires
             ],
-            target_compatible_with = requires + ([] if accelerator == "cpu" else ["//tools/bazel:" + accelerator]),
+            target_compatible_with = requires + (["//tools/bazel:" + pool] if row.cards else []),
             visibility = visibility + ["//tests:__subpackages__"],
             deps = deps + [dep for dep in _RUNNER_DEPS if dep not in deps],
             **kwargs
@@ -182,11 +191,12 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
                     size = "large",
                     srcs = srcs,
                     accelerators = [accelerator],
+                    cards = cards if suffix else 1,
                     # Ranks beyond two wait for each other more than they compute.
                     cpus = min(cards, 2),
                     data = data,
                     env = {"PLUMBLINE_CELL": cell + suffix},
-                    tags = (["manual"] if depth == "full" else []) + (["multi-gpu"] if cards > 1 and suffix else []),
+                    tags = ["manual"] if depth == "full" else [],
                     deps = deps,
                 )
                 suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))

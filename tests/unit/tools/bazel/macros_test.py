@@ -62,10 +62,52 @@ def test_a_test_carries_its_tier_and_accelerator_as_tags(macros, targets) -> Non
 
 
 def test_each_accelerator_makes_a_target_of_its_own(macros, targets) -> None:
-    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-nvidia"], tags=["multi-gpu"])
+    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-nvidia"])
     assert [target["name"] for target in targets] == ["x_test", "x_test.gpu-nvidia"]
-    assert targets[1]["tags"] == ["multi-gpu", "unit", "gpu-nvidia"]
+    assert targets[1]["tags"] == ["unit", "gpu-nvidia"]
     assert targets[1]["target_compatible_with"] == ["//tools/bazel:gpu-nvidia"]
+
+
+def test_the_test_alone_goes_to_the_pool_of_its_accelerator_and_cards(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-amd"], cards=4)
+    assert [target["exec_properties"] for target in targets] == [{}, {"test.Pool": "gpu-amd-x4"}]
+    assert [target["target_compatible_with"] for target in targets] == [[], ["//tools/bazel:gpu-amd-x4"]]
+    assert ["multi-gpu" in target["tags"] for target in targets] == [False, True]
+
+
+def test_what_is_asked_of_the_hardware_reaches_the_runner(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-amd"], cards=4)
+    asked = [{name for name in target["env"] if name.startswith("PLUMBLINE")} for target in targets]
+    assert asked[0] == {"PLUMBLINE_ACCELERATOR", "PLUMBLINE_CPUS"}
+    assert (
+        targets[1]["env"].items()
+        >= {
+            "PLUMBLINE_ACCELERATOR": "gpu-amd",
+            "PLUMBLINE_CARDS": "4",
+            "PLUMBLINE_CARD_GIB": str(TABLE["ACCELERATORS"]["gpu-amd"].memory_gib),
+            "PLUMBLINE_TORCH": "hip",
+        }.items()
+    )
+
+
+def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_after(targets) -> None:
+    native = types.SimpleNamespace(
+        filegroup=lambda **_: None, platform=lambda **given: targets.append(given), constraint_setting=lambda **_: None
+    )
+    native.constraint_value = lambda **given: targets.append(given)
+    macros = starlark("platforms.bzl", native=native, **TABLE)
+    macros["accelerator_constraints"](name="constraints")
+    constraints = {"//tools/bazel:" + each["name"] for each in targets}
+    assert constraints == {f"//tools/bazel:{pool}" for pool in TABLE["pools"]() if pool != "cpu"}
+    targets.clear()
+    macros["accelerator_platforms"](name="platforms", here={"gpu-amd": 5})
+    offers = {each["name"]: each["constraint_values"] for each in targets}
+    assert offers == {
+        "rocm": ["//tools/bazel:gpu-amd", "//tools/bazel:gpu-amd-x4"],
+        "xpu": ["//tools/bazel:gpu-intel"],
+        "cuda": ["//tools/bazel:gpu-nvidia"],
+        "host": ["//tools/bazel:gpu-amd", "//tools/bazel:gpu-amd-x4"],
+    }
 
 
 def test_declared_cpus_reach_the_scheduler_and_the_runner(macros, targets) -> None:
@@ -83,7 +125,7 @@ def test_pytest_runs_exactly_the_listed_files(macros, targets) -> None:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"tags": ["gpu"]}, "tag 'gpu': unknown; expected one of manual, multi-gpu."),
+        ({"tags": ["gpu"]}, "tag 'gpu': unknown; expected one of manual."),
         ({"tags": ["gpu-amd"]}, "tag 'gpu-amd': accelerators are not tags. hint: accelerators = [\"gpu-amd\"]"),
         ({"tags": ["unit"]}, "tag 'unit': the tier follows from the package."),
         (
@@ -91,6 +133,8 @@ def test_pytest_runs_exactly_the_listed_files(macros, targets) -> None:
             "accelerators: 'nvidia' is unknown; expected some of cpu, gpu-amd, gpu-intel, gpu-nvidia",
         ),
         ({"accelerators": []}, "accelerators: empty."),
+        ({"accelerators": ["gpu-amd"], "cards": 3}, "cards: 3 of gpu-amd; expected one of 1, 4. hint: add a pool"),
+        ({"cards": 4}, 'cards: 4, and no accelerator that has any. hint: accelerators = ["gpu-nvidia"]'),
         ({"accelerators": ["cpu", "cpu"]}, "accelerators: 'cpu' is named twice"),
         ({"srcs": []}, "srcs: empty. hint: name the test files"),
     ],
@@ -194,9 +238,9 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
     assert tests["smoke.sft_lora_fsdp_x4"]["tags"] == ["smoke", "cpu", "cpu:2"]
     assert tests["smoke.sft_lora_fsdp_x4"]["env"]["PLUMBLINE_CELL"] == "sft_lora_fsdp_x4"
     nvidia = tests["smoke.sft_fsdp_x4.gpu-nvidia"]
-    assert nvidia["tags"] == ["manual", "multi-gpu", "smoke", "gpu-nvidia", "cpu:2"]
+    assert nvidia["tags"] == ["manual", "smoke", "gpu-nvidia", "cpu:2", "multi-gpu"]
     assert nvidia["env"]["PLUMBLINE_CELL"] == "sft_fsdp_x4.gpu-nvidia"
-    assert nvidia["target_compatible_with"] == ["//tools/bazel:gpu-nvidia"]
+    assert nvidia["target_compatible_with"] == ["//tools/bazel:gpu-nvidia-x4"]
     suites = {target["suite"]["name"]: target["suite"] for target in targets if "suite" in target}
     assert suites["full"]["tests"] == [":smoke.sft_ddp_x1", ":smoke.sft_lora_fsdp_x4"]
     assert suites["full.gpu-nvidia"] == {

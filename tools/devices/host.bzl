@@ -1,0 +1,55 @@
+"""@plumbline_host: which accelerator cards this machine has, for platforms and for the keys of cached results."""
+
+load("@plumbline_rules_python//:wheels.bzl", "PYTHON")
+load("//tools/bazel:accelerators.bzl", "ACCELERATORS")
+
+_BZL = """\
+\"\"\"What tools/devices/detect.py found.\"\"\"
+
+# Accelerator -> number of cards.
+CARDS = {cards}
+
+# Accelerator -> their models and drivers.
+FINGERPRINTS = {fingerprints}
+"""
+
+def _host_repository_impl(rctx):
+    farm = rctx.os.environ.get("PLUMBLINE_FARM")
+    if farm:
+        # The cards are elsewhere. A pool that the farm lacks is refused by it, by name; what its cards are, only it can say.
+        cards = {accelerator: max(row.cards) for accelerator, row in ACCELERATORS.items() if row.cards}
+        fingerprints = {accelerator: farm for accelerator in cards}
+    else:
+        result = rctx.execute([rctx.path(rctx.attr.python), "-B", rctx.path(rctx.attr._detect)])
+        if result.return_code:
+            fail("{}{}".format(result.stdout, result.stderr))
+        found = json.decode(result.stdout)
+        fingerprints = found["fingerprints"]
+        cards = {accelerator: len([card for card in found["cards"] if card["accelerator"] == accelerator]) for accelerator in fingerprints}
+    rctx.file("BUILD.bazel", "")
+    rctx.file("cards.bzl", _BZL.format(cards = repr(cards), fingerprints = repr(fingerprints)))
+
+_host_repository = repository_rule(
+    implementation = _host_repository_impl,
+    attrs = {
+        "python": attr.label(doc = "Interpreter that looks."),
+        "_detect": attr.label(default = "//tools/devices:detect.py"),
+    },
+    doc = "Looks again whenever a Bazel server starts.",
+    environ = [
+        "PATH",
+        "PLUMBLINE_FARM",
+    ],
+    local = True,
+)
+
+def _host_impl(_mctx):
+    _host_repository(
+        name = "plumbline_host",
+        python = PYTHON,
+    )
+
+host = module_extension(
+    implementation = _host_impl,
+    doc = "Makes @plumbline_host.",
+)

@@ -1,0 +1,82 @@
+"""What follows from the table of accelerators and has to be checked in: stanzas of .bazelrc, and a table for people.
+
+    ./bazelw run //tools/pools:table      writes them anew, between their marks
+
+The table is Starlark, for Bazel reads it first; its rows are calls and dictionaries that Python reads the same way.
+"""
+
+import os
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+REFRESH = "./bazelw run //tools/pools:table"
+TABLE = "tools/bazel/accelerators.bzl"
+BAZELRC = ".bazelrc"
+DOCUMENT = "docs/pools.md"
+BEGIN, END = f"Accelerators, written by `{REFRESH}`", "End of the accelerators"
+MARKS = {BAZELRC: (f"# {BEGIN}", f"# {END}"), DOCUMENT: (f"<!-- {BEGIN} -->", f"<!-- {END} -->")}
+
+
+def starlark(text: str) -> dict[str, Any]:
+    """The global names of accelerators.bzl."""
+    scope: dict[str, Any] = {"struct": types.SimpleNamespace}
+    exec(compile(text, TABLE, "exec"), scope)
+    return scope
+
+
+def stanzas(names: Mapping[str, Any]) -> str:
+    """A config for each accelerator."""
+    return "\n".join(
+        f"# {row.meaning[0].upper()}{row.meaning[1:]}.\nbuild:{row.config} --platforms=//tools/pools:{row.config}"
+        for row in names["ACCELERATORS"].values()
+        if row.cards
+    )
+
+
+def document(names: Mapping[str, Any]) -> str:
+    """The table for people."""
+    lines = [
+        "| `accelerators` | means | `--config` | pools | torch says | wheels | cards are chosen by | a card has |",
+        "|---" * 8 + "|",
+    ]
+    for accelerator, row in names["ACCELERATORS"].items():
+        pools = ", ".join(f"`{names['pool_of'](accelerator, cards)}`" for cards in row.cards or [0])
+        config, visible = (f"`{each}`" if each else "" for each in (row.config, row.visible))
+        memory = f"{row.memory_gib} GiB or more" if row.cards else ""
+        entries = (f"`{accelerator}`", row.meaning, config, pools, f"`{row.device}`", f"`{row.lock}`", visible, memory)
+        lines.append(f"| {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+WRITERS = {BAZELRC: stanzas, DOCUMENT: document}
+
+
+def written(path: str, text: str, names: Mapping[str, Any]) -> str:
+    """The text of a file with what stands between its marks replaced.
+
+    Raises:
+        ValueError: a mark is not there once.
+    """
+    begin, end = MARKS[path]
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path}: expected the lines {begin!r} and {end!r}, once each")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{WRITERS[path](names)}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> int:
+    """Writes into the workspace that `bazel run` names."""
+    root = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
+    names = starlark((root / TABLE).read_text(encoding="utf-8"))
+    for name in WRITERS:
+        path = root / name
+        path.write_text(written(name, path.read_text(encoding="utf-8"), names), encoding="utf-8")
+        print(f"{path}: written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
