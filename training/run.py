@@ -46,7 +46,7 @@ from training.metrics.summary import DataSummary, FileSummary, RunSummary, summa
 from training.models.forward import logprobs
 from training.models.head import chunked_head
 from training.models.liger import use_liger
-from training.models.load import load_model
+from training.models.load import check_documents_stay_apart, load_model
 from training.models.lora import add_adapter
 from training.models.neftune import add_noise
 from training.models.quantize import nf4
@@ -167,9 +167,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     frozen = frozen_digest(trained)
-    head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     trained = backend.wrap(trained)
-    scored = partial(logprobs, trained, head=head)
     # From here on only dropout and noise draw, and ranks that drew alike would drop the same places of different
     # samples.
     torch.manual_seed(plan.seed + backend.rank)
@@ -183,6 +181,10 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         momentum=plan.momentum,
     )
     optimizer = backend.wrap_optimizer(trained, made)
+    with backend.computing():
+        check_documents_stay_apart(trained, plan.model_path)
+        head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
+    scored = partial(logprobs, trained, head=head)
     algorithm = recipe.algorithm(plan)
 
     batches = Loader(

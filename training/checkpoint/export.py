@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from training.checkpoint.manifest import TRASH, UNFINISHED
 from training.errors import ExportError
+from training.models.attention import DocumentStarts
 from training.models.lora import load_adapter, merged, save_adapter
 from training.models.quantize import computing_in_fp32, is_quantized, nf4
 from training.plan import ExportKind
@@ -151,7 +152,7 @@ def _probe(model: nn.Module, device: torch.device) -> Tensor:
         position_ids=ids_1T,
         attention_mask=None,
         use_cache=False,
-        document_starts=[0, NUM_PROBE_TOKENS],
+        document_starts=DocumentStarts([0, NUM_PROBE_TOKENS]),
     )
     model.train(was_training)
     logits: Tensor = outputs.logits

@@ -23,6 +23,17 @@ NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "indices")
 """Arguments by which some architectures change the scores; ignoring one would train another model."""
 
 
+class DocumentStarts:
+    """Where the documents of a pack begin, as a model hands it down to its attention.
+
+    An object and no list, for code that is compiled is compiled anew for each length of a list.
+    """
+
+    def __init__(self, positions: list[int]) -> None:
+        """The first position of each document, and at the end the number of tokens: [0, …, T]."""
+        self.positions = positions
+
+
 def documents_attention(
     module: nn.Module,
     query_1HTD: Tensor,
@@ -32,7 +43,7 @@ def documents_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    document_starts: list[int] | None = None,
+    document_starts: DocumentStarts | None = None,
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -46,7 +57,7 @@ def documents_attention(
         attention_mask: must be None.
         scaling: factor of the scores; None means 1 / √D.
         dropout: probability of dropping a weight.
-        document_starts: [0, …, T], passed by `training.models.forward` through the model's keyword arguments.
+        document_starts: passed by `training.models.forward` through the model's keyword arguments.
         sliding_window: positions a token sees, itself included; None means all before it in its document.
         others: ignored unless they would change the scores.
 
@@ -68,7 +79,7 @@ def documents_attention(
             expected="the document starts of a pack and no mask",
             hint="call training.models.forward.logits; to generate, set_attn_implementation('sdpa') first",
         )
-    lengths = [end - start for start, end in itertools.pairwise(document_starts)]
+    lengths = [end - start for start, end in itertools.pairwise(document_starts.positions)]
     pieces_of = (tensor.split_with_sizes(lengths, dim=2) for tensor in (query_1HTD, key_1GTD, value_1GTD))
     pieces = [
         nn.functional.scaled_dot_product_attention(

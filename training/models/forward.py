@@ -6,6 +6,7 @@ Shapes: T tokens of the microbatch, K positions asked for, V vocabulary.
 from torch import Tensor, nn
 
 from training.data.batch import Microbatch
+from training.models.attention import DocumentStarts
 from training.models.head import ChunkedHead
 
 
@@ -24,7 +25,7 @@ def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None)
         attention_mask=None,
         use_cache=False,
         logits_to_keep=0 if at_K is None else at_K,
-        document_starts=microbatch.document_starts_D1.tolist(),
+        document_starts=DocumentStarts(microbatch.document_starts_D1.tolist()),
     )
     logits_1KV: Tensor = outputs.logits
     return logits_1KV[0]

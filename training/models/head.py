@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import ModelError
+from training.models.attention import DocumentStarts
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _logit_scale(model: nn.Module, head: nn.Module, where: str) -> float:
     ids_1T = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with _forward_replaced(head, lambda hidden: given_1TV):
         positions_1T = torch.arange(2, device=device)[None]
-        got_1TV = model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False, document_starts=[0, 2]).logits
+        starts = DocumentStarts([0, 2])
+        got_1TV = model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False, document_starts=starts).logits
     scales = got_1TV.float() / given_1TV
     scale: float = scales.median().item()
     if scale == 0.0 or not torch.allclose(scales, torch.full_like(scales, scale), rtol=1e-4, atol=0.0):

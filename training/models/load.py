@@ -2,7 +2,8 @@
 
 What other trainers let pass, and what is refused here: weights that the checkpoint lacks (transformers fills them in at
 random and warns), a tokenizer with more tokens than the model has embeddings (an index error deep in the first step, or
-worse on an accelerator), and an architecture that lets packed documents see each other.
+worse on an accelerator), and, once the model is where it is trained, an architecture that lets packed documents see
+each other.
 """
 
 from pathlib import Path
@@ -25,8 +26,9 @@ from training.models.forward import logits
 
 Attention = Literal["documents", "sdpa", "eager"]
 
-LEAK_EPSILONS = 32
-"""Change of a logit, in machine epsilons of the largest, that still counts as rounding. A leak shows as thousands."""
+LEAK_EPSILONS = 8
+"""Change of a logit, in machine epsilons of the largest, that still counts as rounding. Experts that see
+fewer tokens round otherwise: by 1.8. A leak shows as millions in fp32, as 170 in bf16."""
 
 
 class Loaded(NamedTuple):
@@ -79,7 +81,7 @@ def load_model(
         needs_chat_template: False for training on plain text.
 
     Raises:
-        ModelError: one of the two cannot be loaded, they do not fit, or the model would mix packed documents.
+        ModelError: one of the two cannot be loaded, or they do not fit.
     """
     tokenizer = load_tokenizer(path, needs_chat_template=needs_chat_template)
     assert attention_per_document.DOCUMENTS == "documents"
@@ -107,7 +109,6 @@ def load_model(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     module.to(device)
-    check_documents_stay_apart(model, path)
     return Loaded(model.train(), tokenizer)
 
 
@@ -117,16 +118,19 @@ def check_documents_stay_apart(model: nn.Module, where: str) -> None:
     The second document's logits must not move. This is the question itself, so it holds for architectures that nobody
     here has heard of: those that ignore positions, carry a state from token to token, or bring their own attention.
 
+    Asked of a model in the place and the arithmetic in which it is trained, as kernels of attention differ with both.
+    All ranks call it.
+
     Raises:
         ModelError: the second document saw the first.
     """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        one, other = (_logits_of_second(model, first, where).to(torch.float32) for first in ([0, 1, 2], [3, 4, 5]))
+        one, other = (_logits_of_second(model, first, where) for first in ([0, 1, 2], [3, 4, 5]))
     model.train(was_training)
-    rounding = LEAK_EPSILONS * torch.finfo(next(model.parameters()).dtype).eps * one.abs().max()
-    change = (one - other).abs().max()
+    rounding = LEAK_EPSILONS * torch.finfo(one.dtype).eps * one.abs().max()
+    change = (one.float() - other.float()).abs().max()
     if not change <= rounding:
         raise ModelError(
             where,

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.models.attention import DocumentStarts
+
 
 def add_noise(model: nn.Module, alpha: float) -> None:
     """Has the model's embeddings get noise of strength `alpha` in training, from now on.
@@ -34,15 +36,15 @@ class _Noise:
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
-        self.document_starts: list[int] = []
+        self.document_starts = DocumentStarts([])
 
     def see_documents(self, module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> None:
-        self.document_starts = keywords.get("document_starts", [])
+        self.document_starts = keywords.get("document_starts", DocumentStarts([]))
 
     def add(self, module: nn.Module, inputs: Any, embeddings_1TD: Tensor) -> Tensor:
         if not module.training:
             return embeddings_1TD
-        starts = torch.tensor(self.document_starts, device=embeddings_1TD.device)
+        starts = torch.tensor(self.document_starts.positions, device=embeddings_1TD.device)
         lengths = starts.diff()
         length_T1 = lengths.repeat_interleave(lengths)[:, None]
         strength_T1 = self.alpha / (length_T1 * embeddings_1TD.shape[-1]).sqrt()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from training.checkpoint.export import MERGE_TOLERANCE, export
 from training.config import LoraConfig
 from training.errors import ExportError
+from training.models.attention import DocumentStarts
 from training.models.load import load_model
 from training.models.lora import add_adapter, load_adapter
 from training.models.tiny import Architecture, save_tiny
@@ -40,7 +41,7 @@ def trained(
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
     """As a user would ask for them: no positions, no packing."""
-    result: Tensor = model.eval()(input_ids=IDS_1T, document_starts=[0, IDS_1T.shape[1]]).logits
+    result: Tensor = model.eval()(input_ids=IDS_1T, document_starts=DocumentStarts([0, IDS_1T.shape[1]])).logits
     return result
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import ModelError
-from training.models.attention import documents_attention
+from training.models.attention import DocumentStarts, documents_attention
 
 STARTS = [0, 1, 8, 20]
 
@@ -38,7 +38,7 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, starts: list[int], 
 def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_groups: int) -> None:
     tensors = projections(STARTS[-1], num_groups=num_groups)
     got, weights = documents_attention(
-        nn.Identity(), *tensors, None, document_starts=STARTS, sliding_window=window, is_causal=None
+        nn.Identity(), *tensors, None, document_starts=DocumentStarts(STARTS), sliding_window=window, is_causal=None
     )
     expected = by_definition(*tensors, STARTS, window)
     assert weights is None
@@ -54,7 +54,9 @@ def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_
 
 def test_the_scale_of_the_caller_is_used() -> None:
     query, key, value = projections(6)
-    got, _ = documents_attention(nn.Identity(), query, key, value, None, document_starts=[0, 6], scaling=0.5)
+    got, _ = documents_attention(
+        nn.Identity(), query, key, value, None, document_starts=DocumentStarts([0, 6]), scaling=0.5
+    )
     expected = by_definition(query * 0.5 * 8**0.5, key, value, [0, 6], None)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
 
@@ -63,10 +65,10 @@ def test_the_scale_of_the_caller_is_used() -> None:
     ("options", "got"),
     [
         ({}, "no document starts"),
-        ({"document_starts": [0, 6], "attention_mask": torch.ones(1, 6)}, "an attention mask"),
-        ({"document_starts": [0, 6], "softcap": 50.0}, "attention with softcap"),
-        ({"document_starts": [0, 6], "s_aux": torch.zeros(4)}, "attention with s_aux"),
-        ({"document_starts": [0, 6], "is_causal": False}, "attention with tokens that see later ones"),
+        ({"document_starts": DocumentStarts([0, 6]), "attention_mask": torch.ones(1, 6)}, "an attention mask"),
+        ({"document_starts": DocumentStarts([0, 6]), "softcap": 50.0}, "attention with softcap"),
+        ({"document_starts": DocumentStarts([0, 6]), "s_aux": torch.zeros(4)}, "attention with s_aux"),
+        ({"document_starts": DocumentStarts([0, 6]), "is_causal": False}, "attention with tokens that see later ones"),
     ],
 )
 def test_whatever_would_change_the_scores_is_refused(options: dict[str, Any], got: str) -> None:
@@ -81,9 +83,9 @@ def test_a_layer_that_looks_ahead_is_refused() -> None:
         is_causal = False
 
     with pytest.raises(ModelError, match="LooksAhead: attention with tokens that see later ones"):
-        documents_attention(LooksAhead(), *projections(6), None, document_starts=[0, 6])
+        documents_attention(LooksAhead(), *projections(6), None, document_starts=DocumentStarts([0, 6]))
 
 
 def test_starts_that_do_not_cover_the_pack_are_a_mistake_of_ours() -> None:
     with pytest.raises(RuntimeError, match="split_sizes"):
-        documents_attention(nn.Identity(), *projections(6), None, document_starts=[0, 5])
+        documents_attention(nn.Identity(), *projections(6), None, document_starts=DocumentStarts([0, 5]))

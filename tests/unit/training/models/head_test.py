@@ -15,6 +15,7 @@ from training.algorithms.sft import Sft
 from training.config import LoraConfig
 from training.data.batch import microbatch
 from training.errors import ModelError
+from training.models.attention import DocumentStarts
 from training.models.forward import logits, logprobs
 from training.models.head import ChunkedHead, chunked_head
 from training.models.lora import add_adapter
@@ -205,5 +206,5 @@ def test_an_error_on_the_way_leaves_the_head_as_it_was(architecture: Architectur
     before = logits(model, PACK)
     how = chunked_head(model, 16, architecture)
     with pytest.raises(IndexError), how.in_place_of_logits(model, PACK.token_ids_T, None):
-        model(input_ids=torch.tensor([[10**6]]), document_starts=[0, 1])
+        model(input_ids=torch.tensor([[10**6]]), document_starts=DocumentStarts([0, 1]))
     assert torch.equal(logits(model, PACK), before)

@@ -12,8 +12,8 @@ import torch
 
 from tests.support.chats import chat, sums, write_jsonl
 from training import run
-from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
-from training.errors import CheckpointError, DataError
+from training.config import DataConfig, LoraConfig, ModelConfig, Precision, RunConfig, SftConfig
+from training.errors import CheckpointError, DataError, ModelError
 from training.metrics.records import StepRecord, ValidationRecord, read_records
 from training.metrics.summary import FileSummary
 from training.models.tiny import save_tiny, tiny_tokenizer
@@ -68,6 +68,15 @@ def test_every_field_of_the_schedule_is_read_by_its_rate() -> None:
     for field in fields(Schedule):
         changed = replace(base, **{field.name: others[field.name]})
         assert [changed.learning_rate(step, 20) for step in range(20)] != before, field.name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_that_mixes_documents_is_refused_before_the_first_step(tmp_path: Path, precision: Precision) -> None:
+    """It makes positions of its own, of the whole pack."""
+    save_tiny(tmp_path / "base", "bloom")  # type: ignore[arg-type]  # any model type works
+    with pytest.raises(ModelError, match="lets a packed document see the one before it"):
+        train(planned(tmp_path, sums(8), attention="eager", precision=precision))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 def test_run_leaves_its_files_and_learns(tmp_path: Path) -> None:
