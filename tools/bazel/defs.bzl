@@ -1,5 +1,6 @@
 """The only door to Python rules: `load("//tools/bazel:defs.bzl", "py_library", "py_binary", "py_test", "smoke_cells")`."""
 
+load("@plumbline_host//:cards.bzl", "FINGERPRINTS")
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
 load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "cards_error", "pool_of", "tag_error", "tier_of")
 load("//tools/bazel:closure.bzl", _closure = "closure")
@@ -8,6 +9,9 @@ closure = _closure
 
 _RUNNER = "//tools/bazel:pytest_runner.py"
 _RUNNER_DEPS = ["//tools/bazel:runner", "@pypi//pytest"]
+
+# The runner looks at the cards before it collects a test that asks for some.
+_CARD_DEPS = ["//tools/devices"]
 
 # What an interpreter reads before its first line runs, for a test and for the processes that it starts.
 _PYTHON_ENV = {
@@ -93,6 +97,8 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
             } | ({
                 "PLUMBLINE_CARDS": str(cards),
                 "PLUMBLINE_CARD_GIB": str(row.memory_gib),
+                # In the key of a result, so that a pass on one model of card or driver is not shown for another.
+                "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
                 "PLUMBLINE_TORCH": row.torch,
             } if row.cards else {}) | env,
             # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
@@ -106,7 +112,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
             ],
             target_compatible_with = requires + (["//tools/bazel:" + pool] if row.cards else []),
             visibility = visibility + ["//tests:__subpackages__"],
-            deps = deps + [dep for dep in _RUNNER_DEPS if dep not in deps],
+            deps = deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if row.cards else []) if dep not in deps],
             **kwargs
         )
 

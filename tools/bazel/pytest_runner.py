@@ -3,15 +3,18 @@
 Usage, by the macro: pytest_runner.py FILE... [-- PYTEST_OPTION...]
 
 What pytest alone would let pass is a failure here: a file without tests, a filter that matches nothing, an empty shard,
-and a run in which every test was skipped. Nothing was proven then.
+and a run in which every test was skipped. Nothing was proven then. A test that asks for an accelerator and is not on a
+machine with it fails before anything is collected, with an exit code of its own: that is no news about the code.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -98,6 +101,34 @@ def pytest_options(environment: dict[str, str], scratch: pathlib.Path) -> list[s
     return options + filter_options(environment.get("TESTBRIDGE_TEST_ONLY", ""))
 
 
+def wrong_machine() -> str | None:
+    """What this machine lacks of what the test asks for, or None. A test for the cpu brings no code that would look."""
+    if os.environ.get("PLUMBLINE_ACCELERATOR", "cpu") == "cpu":
+        return None
+    from tools.devices.check import LEASED, asked_in, problem
+    from tools.devices.detect import devices
+
+    torch = importlib.util.find_spec("torch")
+    version = pathlib.Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+    return problem(asked_in(os.environ), devices(), os.environ.get(LEASED), version)
+
+
+def report_infrastructure(reason: str) -> int:
+    """Says to people, to Bazel and to whoever reads the report that the machine is at fault; returns the exit code."""
+    from tools.devices.check import EXIT_CODE
+
+    print(f"pytest_runner: infrastructure, not the code: {reason}", file=sys.stderr)
+    if file := os.environ.get("TEST_INFRASTRUCTURE_FAILURE_FILE"):
+        pathlib.Path(file).write_text(f"{reason}\n", encoding="utf-8")
+    if report := os.environ.get("XML_OUTPUT_FILE"):
+        name = os.environ.get("TEST_TARGET", "pytest")
+        suite = ElementTree.Element("testsuite", name=name, tests="1", errors="1", failures="0", skipped="0")
+        case = ElementTree.SubElement(suite, "testcase", classname=name, name="hardware", time="0")
+        ElementTree.SubElement(case, "error", type="infrastructure", message=reason)
+        ElementTree.ElementTree(suite).write(report, encoding="utf-8", xml_declaration=True)
+    return EXIT_CODE
+
+
 def main(arguments: list[str]) -> int:
     """Runs the files before `--` with the pytest options after it; returns the exit code."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
@@ -109,6 +140,8 @@ def main(arguments: list[str]) -> int:
     if missing := [file for file in files if not os.path.exists(file)]:
         print(f"pytest_runner: not among this test's files: {', '.join(missing)}", file=sys.stderr)
         return 2
+    if reason := wrong_machine():
+        return report_infrastructure(reason)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     seed = int(os.environ.get("PLUMBLINE_SEED", "0"))
     target = os.environ.get("TEST_TARGET", "TARGET")

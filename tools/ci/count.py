@@ -1,10 +1,11 @@
 """How many test cases of a Bazel run passed and failed, from its event file and the files that it names.
 
-Anything that could hide a case counts as one failure (tools/ci/events.py says what), and so do a tier that ran nothing
-and a smoke cell that should have been proven and was not. A target that this machine cannot run is listed as unproven,
-with Bazel's reason. The last line is `N passed, N failed`, and the exit code is 0 only if nothing failed.
+Anything that could hide a case counts as one failure (tools/ci/events.py says what), and so do a tier or an accelerator
+that ran nothing and a smoke cell that should have been proven and was not. A target that this machine cannot run is
+listed as unproven, with Bazel's reason. The last line is `N passed, N failed`, and the exit code is 0 only if nothing
+failed.
 
-Usage: python -m tools.ci.count EVENTS [--expect TIER]...
+Usage: python -m tools.ci.count EVENTS [--expect TIER_OR_ACCELERATOR]...
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Counts the test cases of a Bazel run.")
     parser.add_argument("events", type=Path, help="what --build_event_json_file wrote")
     parser.add_argument(
-        "--expect", action="append", default=[], metavar="TIER", help="a tier that must have run a test"
+        "--expect", action="append", default=[], metavar="WORD", help="a tier or accelerator that must have run a test"
     )
     options = parser.parse_args(arguments)
     text, num_failed = report(read_run(options.events, options.expect).results)

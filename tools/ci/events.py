@@ -66,6 +66,12 @@ class Result:
         folders = self.label.removeprefix("//").partition(":")[0].split("/")
         return folders[1] if folders[0] in ("tests", "tools") and len(folders) > 1 else folders[0]
 
+    @property
+    def accelerator(self) -> str:
+        """What the target asks for, which ends the name of one that asks for more than a cpu."""
+        last = self.label.rpartition(".")[2]
+        return last if last.startswith("gpu-") else "cpu"
+
 
 @dataclass(frozen=True)
 class Build:
@@ -217,7 +223,8 @@ def _add_cases(result: Result, report: "ElementTree.ElementTree[Any]") -> None:
         problem = next((child for child in case if child.tag in ("failure", "error")), None)
         if problem is not None:
             first_line = (problem.get("message") or problem.text or "no message").strip().splitlines()[0]
-            result.failed.append(Failure(first_line, case=case.get("name", ""), trace=(problem.text or "").strip()))
+            trace, infrastructure = (problem.text or "").strip(), problem.get("type") == "infrastructure"
+            result.failed.append(Failure(first_line, case.get("name", ""), trace, infrastructure))
         elif case.find("skipped") is not None:
             result.num_skipped += 1
         else:

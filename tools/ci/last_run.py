@@ -65,11 +65,12 @@ class Run:
 
 
 def read_run(path: Path, expected: Iterable[str] = (), matrix: Path | None = None) -> Run:
-    """The run whose event file this is; an expected tier in which no case passed or failed is one failure more.
+    """The run whose event file this is; an expected word of which no case passed or failed is one failure more.
 
     Args:
         path: what --build_event_json_file wrote; a file that is not there is a failure like any other.
-        expected: tiers that must have run a test.
+        expected: tiers and accelerators that must have run a test, or had a cached one. Bazel itself is green over
+            nothing: it skips what is incompatible.
         matrix: the matrix file; by default the one that the run itself built.
     """
     try:
@@ -83,9 +84,9 @@ def read_run(path: Path, expected: Iterable[str] = (), matrix: Path | None = Non
     run_again = [result.label for result in results if _is_newer(result.reports, path)]
     found = [matrix] if matrix else [each for each in outputs_of(events, MATRIX) if each.suffix == ".json"]
     outcomes = _outcomes(build, results, found)
-    for tier in expected:
-        if not any(each.num_passed or each.failed for each in results if each.tier == tier):
-            results.append(Result(tier, failed=[Failure("expected, and no test of it ran", infrastructure=True)]))
+    for word in expected:
+        if not any(each.num_passed or each.failed for each in results if word in (each.tier, each.accelerator)):
+            results.append(Result(word, failed=[Failure("expected, and no test of it ran", infrastructure=True)]))
     return Run(build, results, outcomes, run_again)
 
 

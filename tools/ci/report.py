@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write to")
     parser.add_argument(
-        "--expect", action="append", default=[], metavar="TIER", help="a tier that must have run a test"
+        "--expect", action="append", default=[], metavar="WORD", help="a tier or accelerator that must have run a test"
     )
     options = parser.parse_args(arguments)
     events, out = workspace / options.events, workspace / options.out

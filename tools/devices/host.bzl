@@ -18,7 +18,7 @@ def _host_repository_impl(rctx):
     if farm:
         # The cards are elsewhere. A pool that the farm lacks is refused by it, by name; what its cards are, only it can say.
         cards = {accelerator: max(row.cards) for accelerator, row in ACCELERATORS.items() if row.cards}
-        fingerprints = {accelerator: farm for accelerator in cards}
+        fingerprints = {accelerator: "farm:" + farm for accelerator in cards}
     else:
         result = rctx.execute([rctx.path(rctx.attr.python), "-B", rctx.path(rctx.attr._detect)])
         if result.return_code:

@@ -25,6 +25,8 @@ def starlark(file: str, **names: Any) -> dict[str, Any]:
     return scope
 
 
+# As @plumbline_host says it of a machine.
+HERE = {"gpu-amd": "gfx942, driver 6.12.12"}
 TABLE = starlark("accelerators.bzl")
 
 
@@ -49,7 +51,9 @@ def macros(targets: list[dict[str, Any]]):
             name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")
         }
         rules["_closure"] = None
-        return types.SimpleNamespace(**starlark("defs.bzl", native=native, json=encoder, **rules, **TABLE))
+        return types.SimpleNamespace(
+            **starlark("defs.bzl", native=native, json=encoder, FINGERPRINTS=HERE, **rules, **TABLE)
+        )
 
     return macros
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.unit.tools.devices.machines import nvidia_smi
+from tools.devices.check import EXIT_CODE
+
 PLANTED = pathlib.Path("tests/unit/tools/bazel/planted").absolute()
 
 
@@ -46,6 +49,35 @@ def run(tmp_path: pathlib.Path):
         return Run(done.returncode, done.stdout + done.stderr, cases, shard_file.exists())
 
     return run
+
+
+ASKS = {
+    "PLUMBLINE_ACCELERATOR": "gpu-nvidia",
+    "PLUMBLINE_CARDS": "2",
+    "PLUMBLINE_CARD_GIB": "15",
+    "PLUMBLINE_TORCH": "cuda",
+    "PLUMBLINE_HARDWARE": "NVIDIA L4, driver 570.86",
+}
+
+
+def test_a_test_on_a_machine_without_its_cards_is_a_failure_of_the_infrastructure(run, tmp_path) -> None:
+    said = tmp_path / "infrastructure"
+    search = nvidia_smi(tmp_path / "bin", "GPU-1, NVIDIA L4, 23034, 570.86")
+    path = f"{search}:{os.environ['PATH']}"
+    result = run("passes", **ASKS, PATH=path, TEST_INFRASTRUCTURE_FAILURE_FILE=str(said))
+    reason = "cards: 1 of gpu-nvidia; expected 2 or more."
+    assert result.code == EXIT_CODE, result.output
+    assert f"infrastructure, not the code: {reason}" in result.output
+    assert said.read_text().startswith(reason)
+    assert result.cases == {"hardware": "error"}, "and no test was collected"
+
+
+def test_a_test_on_a_machine_with_its_cards_runs(run, tmp_path) -> None:
+    search = nvidia_smi(tmp_path / "bin", *(f"GPU-{each}, NVIDIA L4, 23034, 570.86" for each in range(2)))
+    path = f"{search}:{os.environ['PATH']}"
+    assert run("passes", **ASKS, PATH=path).cases["test_adds"] == "passed"
+    leased = run("passes", **ASKS, PATH=path, PLUMBLINE_LEASED="GPU-0")
+    assert leased.code == EXIT_CODE, "one that was leased less than it asked for"
 
 
 def test_a_passing_file_is_green_and_reports_each_case(run) -> None:

@@ -25,6 +25,34 @@ def test_cases_are_counted_and_not_targets(tmp_path: Path) -> None:
     ]
 
 
+def test_a_lane_of_an_accelerator_that_proved_nothing_is_red_though_bazel_was_green(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.test("//tests/smoke:smoke.sft_ddp_x1", {"test_cell": PASS})
+    run.configured("//tests/smoke:smoke.sft_ddp_x1.gpu-amd", tags=("gpu-amd",))
+    identity = {"targetCompleted": {"label": "//tests/smoke:smoke.sft_ddp_x1.gpu-amd"}}
+    run.events.append({"id": identity, "aborted": {"reason": "SKIPPED"}})
+    assert counted(run.write(), "smoke")[-1] == "1 passed, 0 failed"
+    lines = counted(run.write(), "smoke", "gpu-amd")
+    assert "failed    gpu-amd: expected, and no test of it ran" in lines
+    assert lines[-1] == "1 passed, 1 failed"
+
+
+def test_a_lane_of_an_accelerator_may_be_cached(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.test("//tests/smoke:smoke.sft_ddp_x1.gpu-amd", {"test_cell": PASS}, cached=True)
+    assert counted(run.write(), "gpu-amd")[-1] == "1 passed, 0 failed"
+
+
+def test_a_machine_that_is_at_fault_is_told_from_the_code(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    error = '<error type="infrastructure" message="cards: 0 of gpu-amd"/>'
+    run.test("//tests/smoke:smoke.a.gpu-amd", {"hardware": error}, "FAILED")
+    run.test("//tests/unit:b", {"test_one": fail("1 != 2")}, "FAILED")
+    failures = {each.label: each.failed[0] for each in read_run(run.write(code=3)).results if each.failed}
+    assert failures["//tests/smoke:smoke.a.gpu-amd"].infrastructure
+    assert not failures["//tests/unit:b"].infrastructure
+
+
 def test_failed_cases_are_named_with_their_reason(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.test("//tests/unit:a", {"test_one": PASS, "test_two": fail("1 != 2\nassert 1 == 2")}, "FAILED")

@@ -1,0 +1,71 @@
+"""What a test that asks for cards is told where they are too few, too small, others, or without a torch for them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools.devices.check import Asked, asked_in, problem
+from tools.devices.detect import Device, fingerprint
+
+GIB = 2**30
+CARDS = [Device("gpu-amd", f"GPU-{each}", "gfx942", 192 * GIB, "6.12.12") for each in range(4)]
+OTHER = Device("gpu-nvidia", "GPU-9", "NVIDIA L4", 22 * GIB, "570.86")
+ASKED = Asked("gpu-amd", 4, 15, "hip", fingerprint(CARDS))
+VERSION = "from typing import Optional\n__version__ = '2.13.0+rocm7.2'\ncuda: Optional[str] = None\n"
+VERSION += "hip: Optional[str] = '7.2.26015'\nxpu: Optional[str] = None\n"
+
+
+@pytest.fixture
+def torch_version(tmp_path: Path) -> Path:
+    """The version.py of a ROCm build, as the wheel has it."""
+    (tmp_path / "version.py").write_text(VERSION)
+    return tmp_path / "version.py"
+
+
+def test_what_was_asked_for_is_no_problem(torch_version) -> None:
+    assert problem(ASKED, [*CARDS, OTHER], None, torch_version) is None
+    assert problem(ASKED, CARDS, None, None) is None, "a test that does not bring torch"
+    assert problem(replace(ASKED, cards=1), CARDS, "GPU-2", None) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "leased", "said"),
+    [
+        ({}, [], None, "cards: 0 of gpu-amd; expected 4 or more. hint: run it where they are"),
+        ({}, [OTHER], None, "cards: 0 of gpu-amd, beside gpu-nvidia; expected 4 or more."),
+        ({}, CARDS[:3], None, "cards: 3 of gpu-amd; expected 4 or more."),
+        ({}, CARDS, "GPU-0,GPU-3", "cards: 2 of gpu-amd; expected 4 or more."),
+        ({"cards": 1}, CARDS, "", "cards: 0 of gpu-amd; expected 1 or more."),
+        ({"card_gib": 193}, CARDS, None, "memory: 192.0 GiB on gfx942; expected 193 or more. hint: memory_gib in"),
+        (
+            {"hardware": "gfx90a, driver 6.12.12"},
+            CARDS,
+            None,
+            "hardware: gfx942, driver 6.12.12; expected gfx90a, driver 6.12.12, where a result would be filed.",
+        ),
+        ({"hardware": ""}, CARDS, None, "hardware: gfx942, driver 6.12.12; expected none, where"),
+        ({"torch": "cuda"}, CARDS, None, "torch: version 2.13.0+rocm7.2, without cuda; expected a build for gpu-amd."),
+    ],
+)
+def test_a_mismatch_says_what_is_there_and_what_was_expected(torch_version, asked, found, leased, said) -> None:
+    told = problem(replace(ASKED, **asked), found, leased, torch_version)
+    assert told is not None
+    assert told.startswith(said)
+
+
+def test_a_farms_cards_are_looked_at_there_though_whoever_asked_could_not_name_them(torch_version) -> None:
+    asked = replace(ASKED, hardware="farm:1")
+    assert problem(asked, CARDS, None, torch_version) is None
+    assert problem(asked, CARDS[:1], None, torch_version) is not None
+
+
+def test_the_words_of_the_macro_are_read() -> None:
+    environment = {
+        "PLUMBLINE_ACCELERATOR": "gpu-amd",
+        "PLUMBLINE_CARDS": "4",
+        "PLUMBLINE_CARD_GIB": "15",
+        "PLUMBLINE_TORCH": "hip",
+        "PLUMBLINE_HARDWARE": ASKED.hardware,
+    }
+    assert asked_in(environment) == ASKED
