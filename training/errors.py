@@ -12,7 +12,8 @@
     │   ├── CheckpointCorrupt           5   a file is not the file that was saved
     │   └── CheckpointMissing           5   a checkpoint that should be there is not
     ├── TrainingError                   6   training went wrong
-    │   └── NonFiniteError              6   a loss or a gradient norm is not a number
+    │   ├── NonFiniteError              6   a loss or a gradient norm is not a number
+    │   └── RewardError                 6   a reward function raised
     ├── ExportError                     7   the exported directory is not the model that was trained
     └── RankFailed                      8   a process of the run raised something else, or was killed
 
@@ -112,6 +113,10 @@ class TrainingError(PlumblineError):
 
 class NonFiniteError(TrainingError):
     """The loss or the gradient norm is infinite or not a number; no weight has been moved."""
+
+
+class RewardError(TrainingError):
+    """A reward function raised, or returned something else than a finite number."""
 
 
 class ExportError(PlumblineError):

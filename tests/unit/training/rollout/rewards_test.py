@@ -1,0 +1,163 @@
+"""Rewards are found by their names, weighed and added up; one that raises is named with its sample, or counted."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.errors import ConfigError, RewardError
+from training.rollout.rewards import Answered, load_rewards, score
+from training.rollout.verifiers import exact, follows_schema, last_number, matches, passes_test
+
+OWN = """
+import asyncio
+
+def is_brief(prompt, completion, **columns):
+    return float(len(completion) < 4)
+
+async def slow(prompt, completion, *, answer, **others):
+    await asyncio.sleep(0)
+    return float(answer)
+
+def fails(prompt, completion, **columns):
+    raise KeyError("answer")
+
+def nan(prompt, completion, **columns):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+def answered(completion: str, **columns: Any) -> Answered:
+    return Answered("1+1=", completion, columns, "prompts.jsonl:3")
+
+
+def test_rewards_are_weighed_and_added_up(own: str) -> None:
+    rewards = load_rewards(["training.rollout.verifiers:exact", f"0.5*{own}:is_brief", f"-2*{own}:slow"])
+    scored = score(rewards, [answered("2", answer=2), answered("two or so", answer=3)], stops_at_error=True)
+    assert [each.total for each in scored] == [1 + 0.5 - 4, -6]
+    assert scored[0].each == {
+        "training.rollout.verifiers:exact": 1.0,
+        f"{own}:is_brief": 1.0,
+        f"{own}:slow": 2.0,
+    }
+
+
+@pytest.mark.parametrize(("name", "got"), [("fails", "KeyError: 'answer'"), ("nan", "ValueError: it returned nan")])
+def test_a_reward_that_raises_is_named_with_its_sample_or_counted(own: str, name: str, got: str) -> None:
+    rewards = load_rewards([f"{own}:{name}", f"{own}:is_brief"])
+    with pytest.raises(RewardError) as raised:
+        score(rewards, [answered("2")], stops_at_error=True)
+    assert str(raised.value) == (
+        f"prompts.jsonl:3: the reward {own}:{name} raised {got}, of the completion '2'; expected a finite number. "
+        "hint: correct the function or the line, or count such completions as 0 with --on-reward-error=count"
+    )
+    (counted,) = score(rewards, [answered("2")], stops_at_error=False)
+    assert (counted.total, counted.num_errors) == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("named", "cause"),
+    [
+        ("nowhere.to.be:found", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("training.rollout.verifiers:exakt", "AttributeError: "),
+        ("training.rollout.verifiers:TYPES", "TypeError: TYPES is no function"),
+        ("much*training.rollout.verifiers:exact", "ValueError: could not convert string to float: 'much'"),
+        ("missing.py:reward", "FileNotFoundError: "),
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_is_refused(named: str, cause: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_rewards([named])
+    assert str(raised.value).startswith(f"rl.rewards: {named}, which cannot be loaded ({cause}")
+    assert str(raised.value).endswith(
+        "; expected module:function or file.py:function, with weight* in front if it is not 1. hint: check the name; "
+        "paths of files start where the command was typed"
+    )
+
+
+def test_exact_and_last_number() -> None:
+    assert exact("", " 42\n", answer=42) == 1.0
+    assert exact("", "4 2", answer="42") == 0.0
+    assert last_number("", "6+7=13,8+5+1=14:143", answer=143) == 1.0
+    assert last_number("", "143, no: -7.5", answer="-7.5") == 1.0
+    assert last_number("", "none", answer=1) == 0.0
+
+
+def test_matches_the_whole_completion() -> None:
+    assert matches("", "<a>x\ny</a>", pattern="<a>.*</a>") == 1.0
+    assert matches("", "<a>x</a>!", pattern="<a>.*</a>") == 0.0
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}, "tags": {"type": "array", "items": {"enum": ["a", "b"]}}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ('{"n": 1, "tags": ["a", "b"]}', 1.0),
+        ('{"n": true}', 0.0),
+        ('{"n": 1.5}', 0.0),
+        ('{"tags": []}', 0.0),
+        ('{"n": 1, "tags": ["c"]}', 0.0),
+        ('{"n": 1, "more": 2}', 0.0),
+        ('{"n": 1', 0.0),
+        ("[1]", 0.0),
+    ],
+)
+def test_follows_schema(completion: str, expected: float) -> None:
+    assert follows_schema("", completion, schema=SCHEMA) == expected
+
+
+def test_a_schema_that_says_more_than_is_understood_is_no_reward_of_0() -> None:
+    with pytest.raises(ValueError, match="the schema has maxLength, of which nothing is known here"):
+        follows_schema("", '"x"', schema={"type": "string", "maxLength": 3})
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("def f(x):\n    return x + 1", 1.0),
+        ("Sure:\n```python\ndef f(x):\n    return x + 1\n```\nThere.", 1.0),
+        ("def f(x):\n    return x", 0.0),
+        ("not python", 0.0),
+        ("def f(x):\n    return [0] * 10**10", 0.0),
+        ("open('big', 'wb').write(b'0' * 2**21)\ndef f(x): return x + 1", 0.0),
+        ("import os\ndef f(x): return x + 1 + len(os.environ.get('HOME', ''))", 1.0),
+    ],
+)
+def test_passes_test_runs_the_program_within_limits(completion: str, expected: float, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", "elsewhere")
+    assert passes_test("", completion, test="assert f(1) == 2") == expected
+
+
+def test_a_program_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.rollout.verifiers.SECONDS_MAX", 1)
+    assert passes_test("", "import time\ntime.sleep(60)", test="") == 0.0
+    assert passes_test("", "while True: pass", test="") == 0.0
+
+
+def test_async_rewards_wait_together(own: str) -> None:
+    """Each waits until both have begun: one after the other they would wait for ever."""
+    begun = asyncio.Barrier(2)
+
+    async def together(prompt: Any, completion: str, **columns: Any) -> float:
+        await begun.wait()
+        return 1.0
+
+    (reward,) = load_rewards(["training.rollout.verifiers:exact"])
+    scored = score([replace(reward, function=together)], [answered("a"), answered("b")], stops_at_error=True)
+    assert [each.total for each in scored] == [1.0, 1.0]
