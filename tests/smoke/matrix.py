@@ -21,7 +21,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args, get_type_hints
 
-from tests.support.tolerances import SMOKE_CURVE_BF16_RELATIVE, SMOKE_CURVE_LIGER_RELATIVE, SMOKE_CURVE_RELATIVE
+from tests.support.tolerances import (
+    SMOKE_CURVE_8_BITS_RELATIVE,
+    SMOKE_CURVE_BF16_RELATIVE,
+    SMOKE_CURVE_LIGER_RELATIVE,
+    SMOKE_CURVE_RELATIVE,
+)
 from training.config import SftConfig
 from training.plan import Machine, Plan, Refusal, plan
 
@@ -90,6 +95,14 @@ TABLES = Tables(
         "rslora": Feature({"lora.rank": 4, "lora.rank_stabilized": True}, decides_numbers=True),
         "qlora": Feature({"lora.rank": 4, "model.quantization": "nf4"}, decides_numbers=True),
         "bf16": Feature({"model.precision": "bf16"}, decides_numbers=True, tolerance=SMOKE_CURVE_BF16_RELATIVE),
+        "adamw_8bit": Feature(
+            {"optimizer.kind": "adamw_8bit"}, decides_numbers=True, tolerance=SMOKE_CURVE_8_BITS_RELATIVE
+        ),
+        "muon": Feature(
+            {"optimizer.kind": "muon", "optimizer.learning_rate_peak": 0.01},
+            decides_numbers=True,
+            tolerance=SMOKE_CURVE_BF16_RELATIVE,
+        ),
         "unpacked": Feature({"batch.packing": False}),
         "chunked_loss": Feature({"model.loss_chunk_tokens": 64}),
         "liger": Feature({"model.liger": True}, tolerance=SMOKE_CURVE_LIGER_RELATIVE),

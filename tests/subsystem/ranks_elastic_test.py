@@ -7,7 +7,7 @@ import pytest
 
 from tests.subsystem.processes import records_of
 from tests.subsystem.ranks import PLACES, planned
-from tests.support.tolerances import RANKS_FP32_RELATIVE
+from tests.support.tolerances import RANKS_COARSE_OPTIMIZER_RELATIVE, RANKS_FP32_RELATIVE
 from training.config import LoraConfig
 from training.errors import CheckpointError
 from training.metrics.records import StepRecord
@@ -46,6 +46,16 @@ def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before
         if isinstance(one, StepRecord) and isinstance(other, StepRecord):
             # A moment that was lost, or put beside another weight, would show here.
             assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=RANKS_FP32_RELATIVE)
+
+
+def test_elastic_run_takes_moments_in_8_bits_along(tmp_path: Path) -> None:
+    """They bring tables along whose shapes are not their weights'."""
+    made = planned(tmp_path, elastic=True, optimizer="adamw_8bit", fused=False)
+    train(replace(made, **PLACES["ddp x2"], out=str(tmp_path / "unbroken")))
+    train(replace(made, **PLACES["ddp x2"], steps_this_session_max=4))
+    train(replace(made, **PLACES["one process"]))
+    for one, other in zip(records_of(tmp_path / "unbroken"), records_of(Path(made.out)), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=RANKS_COARSE_OPTIMIZER_RELATIVE)
 
 
 def test_elastic_run_at_the_same_place_is_exact(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.checkpoint.manifest import file_of_rank, newest, verified
 from training.checkpoint.save import STATE
-from training.checkpoint.state import Tensors
+from training.checkpoint.state import BESIDE_MOMENTS, Tensors
 from training.config import Resume
 from training.errors import CheckpointError, CheckpointMissing
 
@@ -118,10 +118,10 @@ def _joined(files: Mapping[str, Path], name: str, state: Mapping[str, Any]) -> d
     parts = [load_file(files[f"{each}.safetensors"]) for each in names]
     joined = {}
     for tensor, value in parts[0].items():
-        if not value.ndim or tensor in state["replicated"]:
+        weight, _, key = tensor.rpartition("/") if name == "moments" else (tensor, "", "")
+        if not value.ndim or tensor in state["replicated"] or key.startswith(BESIDE_MOMENTS):
             joined[tensor] = value
         else:
-            weight = tensor.rpartition("/")[0] if name == "moments" else tensor
             joined[tensor] = torch.cat([part[tensor] for part in parts]).reshape(shapes[weight])
     return joined
 

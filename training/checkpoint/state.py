@@ -141,8 +141,9 @@ def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn
     """This rank's part of joined tensors; those that no weight of this model asks for stay whole, to be refused."""
 
     def part(file: str, name: str, value: Tensor) -> Tensor:
-        weight = trained.get(name.rpartition("/")[0] if file == "moments" else name)
-        if weight is None or not value.ndim:
+        of_weight, _, key = name.rpartition("/") if file == "moments" else (name, "", "")
+        weight = trained.get(of_weight)
+        if weight is None or not value.ndim or key.startswith(BESIDE_MOMENTS):
             return value
         if tuple(value.shape) != shape_of(weight):
             raise _differs(name, f"shape {list(value.shape)}", f"shape {list(shape_of(weight))}")
