@@ -1,7 +1,8 @@
 """The command line: typed settings in, a plan or a trained model out.
 
-    python -m training sft  --model DIR --data chat.jsonl --out DIR [settings]
-    python -m training plan --model DIR --data chat.jsonl --out DIR [settings]
+    python -m training sft      --model DIR --data chat.jsonl --out DIR [settings]
+    python -m training dpo      --model DIR --data pairs.jsonl --out DIR [settings]
+    python -m training plan dpo --model DIR --data pairs.jsonl --out DIR [settings]
 
 Every setting is a field of `training.config`, spelt `--section.field`, and its help is the docstring under the field:
 there is no second list of options to fall behind. A field may be given without its section where that is unambiguous,
@@ -24,7 +25,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from training.config import SftConfig
+from training.config import CONFIGS, RecipeKind, SftConfig
 from training.errors import EXIT_INTERRUPTED, PlumblineError
 from training.plan import Plan, Refusal, plan
 
@@ -40,7 +41,9 @@ ENVIRONMENT = {
 
 COMMANDS = {
     "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
-    "plan": "Print what the settings of sft resolve to on this machine, or why they are refused; train nothing.",
+    "dpo": "Learn from pairs of completions of which one was chosen: DPO, IPO, hinge, robust, ORPO or SimPO.",
+    "plan": "Print what the settings of sft, or of the command named after it (plan dpo), resolve to on this machine, "
+    "or why they are refused; train nothing.",
 }
 
 EPILOG = f"""\
@@ -73,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # `bazel run` starts programs elsewhere; paths are meant from where the command was typed.
     if typed_in := os.environ.get("BUILD_WORKING_DIRECTORY"):
         os.chdir(typed_in)
-    parsed = parser().parse_args(expanded(words))
+    recipe, only_planned = recipe_of(words)
+    # `plan dpo …` has the settings of dpo.
+    parsed = parser().parse_args(expanded(words[1:] if words[:2] == ["plan", recipe] else words))
     settings = parsed[parsed.command]
     try:
-        return _plan(settings) if parsed.command == "plan" else _sft(settings, words)
+        return _plan(settings, recipe) if only_planned else _train(settings, recipe, words)
     except PlumblineError as error:
         if settings.debug:
             raise
@@ -87,13 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_KILLED_BY_CTRL_C
 
 
-def _plan(settings: Namespace) -> int:
-    print(_resolved(settings).describe())
+def recipe_of(words: Sequence[str]) -> tuple[RecipeKind, bool]:
+    """The recipe that the words name, sft if none, and whether they ask for its plan alone."""
+    is_plan = words[:1] == ["plan"]
+    named = list(words[is_plan : is_plan + 1])
+    return next((recipe for recipe in CONFIGS if [recipe] == named), "sft"), is_plan
+
+
+def _plan(settings: Namespace, recipe: RecipeKind) -> int:
+    print(_resolved(settings, recipe).describe())
     return 0
 
 
-def _sft(settings: Namespace, words: Sequence[str]) -> int:
-    resolved = _resolved(settings)
+def _train(settings: Namespace, recipe: RecipeKind, words: Sequence[str]) -> int:
+    resolved = _resolved(settings, recipe)
     import transformers
 
     from training.recipes import train
@@ -118,9 +130,9 @@ def _sft(settings: Namespace, words: Sequence[str]) -> int:
     return EXIT_INTERRUPTED
 
 
-def _resolved(settings: Namespace) -> Plan:
+def _resolved(settings: Namespace, recipe: RecipeKind) -> Plan:
     """The plan for the settings on this machine; raises why there is none."""
-    config = to_config(settings)
+    config = to_config(settings, recipe)
     from training.parallel.single import machine
 
     answer = plan(config, machine())
@@ -129,14 +141,14 @@ def _resolved(settings: Namespace) -> Plan:
     return answer
 
 
-def to_config(settings: Namespace) -> SftConfig:
+def to_config(settings: Namespace, recipe: RecipeKind = "sft") -> SftConfig:
     """The parsed settings as the dataclasses they stand for; raises ConfigError for an impossible value."""
     values: dict[str, Any] = {}
-    for section, hint in get_type_hints(SftConfig).items():
+    for section, hint in get_type_hints(CONFIGS[recipe]).items():
         given = settings[section]
         if given is not None:
             values[section] = _section_type(hint)(**given.as_dict())
-    return SftConfig(**values)
+    return CONFIGS[recipe](**values)
 
 
 def resume_command(words: Sequence[str]) -> str:
@@ -160,7 +172,8 @@ def parser() -> ArgumentParser:
 
 
 def _settings_parser(name: str, says: str) -> ArgumentParser:
-    """A parser with one option for each field of SftConfig, in groups by section."""
+    """A parser with one option for each field of the recipe's config, in groups by section."""
+    recipe, _ = recipe_of([name])
     made = ArgumentParser(
         description=says,
         epilog=EPILOG,
@@ -169,7 +182,7 @@ def _settings_parser(name: str, says: str) -> ArgumentParser:
     )
     made.add_argument("--config", action="config", help="YAML file of settings; later words on the line override it.")
     made.add_argument("--debug", action="store_true", help="On an error, show where in the code it was raised.")
-    for section, hint in get_type_hints(SftConfig).items():
+    for section, hint in get_type_hints(CONFIGS[recipe]).items():
         config = _section_type(hint)
         docs, hints = field_docs(config), get_type_hints(config)
         group = made.add_argument_group(section, " ".join((inspect.getdoc(config) or "").split()))
@@ -208,13 +221,13 @@ def field_docs(config: type) -> dict[str, str]:
     return docs
 
 
-def short_names() -> Mapping[str, str]:
+def short_names(recipe: RecipeKind = "sft") -> Mapping[str, str]:
     """The full name of each short one: `run.out` of `out`.
 
     `model` and `data` stand for the path in their section, `optimizer` for its kind.
     """
     full: dict[str, list[str]] = {}
-    for section, hint in get_type_hints(SftConfig).items():
+    for section, hint in get_type_hints(CONFIGS[recipe]).items():
         for field in fields(_section_type(hint)):
             full.setdefault(field.name, []).append(f"{section}.{field.name}")
     unambiguous = {name: names[0] for name, names in full.items() if len(names) == 1}
@@ -228,7 +241,7 @@ def short_names() -> Mapping[str, str]:
 
 def expanded(words: Sequence[str]) -> list[str]:
     """The words with short names spelt out, dashes in names turned to underscores, and `--lora` alone given a value."""
-    names = short_names()
+    names = short_names(recipe_of(words)[0])
     result: list[str] = []
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if not word.startswith("--"):

@@ -14,7 +14,8 @@ from typing import Literal
 
 from training.errors import ConfigError
 
-RecipeKind = Literal["sft"]
+RecipeKind = Literal["sft", "dpo"]
+PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
 Attention = Literal["documents", "sdpa", "eager"]
@@ -99,7 +100,8 @@ class DataConfig:
     """Which samples are read, and what becomes of those that do not fit."""
 
     path: str
-    """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text."""
+    """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text; of
+    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}."""
 
     kind: DataKind = "chat"
     """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
@@ -453,3 +455,67 @@ class SftConfig:
     def recipe(self) -> RecipeKind:
         """The way to learn, which the type of the config says."""
         return "sft"
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """What is learned from pairs of completions; `training/algorithms/preference.py` has the formulas."""
+
+    loss: PreferenceLoss = "sigmoid"
+    """`sigmoid` (DPO, arXiv 2305.18290); `ipo` does not push pairs apart without end; `hinge` stops at a margin;
+    `robust` takes it that some labels are wrong; `orpo` and `simpo` need no reference."""
+
+    beta: float | None = None
+    """How tightly the model is held to the reference: the larger, the tighter; for simpo the scale of rewards. Default:
+    0.1, or 2 for simpo. Not for orpo."""
+
+    label_smoothing: float | None = None
+    """Share of pairs taken to be labelled the wrong way round, below 0.5. Default: 0, or 0.1 for robust. Only for
+    sigmoid and robust."""
+
+    length_normalized: bool = False
+    """Divide the log-probability of a completion by its number of tokens, so that a long one weighs as a short one. Not
+    for orpo and simpo, which always do."""
+
+    target_margin: float | None = None
+    """By how much the reward of the chosen completion is to be above the other's. Default: half of beta. Only for
+    simpo."""
+
+    odds_weight: float | None = None
+    """Weight of the odds ratio beside the surprise at the chosen completion. Default: 0.1. Only for orpo."""
+
+    reference: str | None = None
+    """Which model gives the log-probabilities to compare with, once, before the first step: `initial` is the trained
+    one as it is then, `adapter` the one under its adapter, anything else the path of a model with the same tokenizer.
+    Default: initial. Not for orpo and simpo."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which the formulas are defined."""
+        if self.beta is not None:
+            _above("preference.beta", self.beta, 0.0, "0.1 is usual, 2 for simpo")
+        if self.label_smoothing is not None and not 0.0 <= self.label_smoothing < 0.5:
+            hint = "at 0.5 labels say nothing; 0.1 is usual"
+            got = str(self.label_smoothing)
+            raise ConfigError("preference.label_smoothing", got=got, expected="0 or more and below 0.5", hint=hint)
+        if self.target_margin is not None:
+            _at_least("preference.target_margin", self.target_margin, 0.0, "half of beta is usual")
+        if self.odds_weight is not None:
+            _above("preference.odds_weight", self.odds_weight, 0.0, "0.1 is usual")
+        if self.reference is not None:
+            _given("preference.reference", self.reference, "initial, adapter, or a model directory")
+
+
+@dataclass(frozen=True)
+class DpoConfig(SftConfig):
+    """Learning from pairs of completions: everything a user may decide."""
+
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "dpo"
+
+
+CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig}
+"""The config of each recipe."""

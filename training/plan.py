@@ -10,17 +10,19 @@ Standard library only.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from training.config import (
     Attention,
     DataKind,
+    DpoConfig,
     LoraConfig,
     OnBadSample,
     OnLongSample,
     OptimizerKind,
     Precision,
+    PreferenceConfig,
     Quantization,
     RecipeKind,
     Resume,
@@ -80,6 +82,10 @@ class Plan:
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
     lora: LoraConfig | None
+    preference: PreferenceConfig | None
+    """What is learned from pairs, with nothing open that the loss needs; None for other recipes."""
+    reference: str | None
+    """Where reference log-probabilities come from: initial, adapter, or the path of a model; None needs none."""
 
     data_path: str
     data_kind: DataKind
@@ -177,6 +183,7 @@ class Plan:
             "model": f"{self.model_path}, {trained}"
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
+            **_described_preference(self.preference, self.reference),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (", Liger's kernels" if self.liger else "")
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
@@ -217,6 +224,8 @@ class Plan:
 
 _BOOKKEEPING = {
     "model_path",
+    # Its log-probabilities are in the digest of the examples.
+    "reference",
     "data_path",
     "validation_path",
     "out",
@@ -257,6 +266,8 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
         lora=config.lora,
+        preference=_preference(config),
+        reference=_reference(config),
         data_path=data.path,
         data_kind=data.kind,
         validation_path=data.validation_path,
@@ -325,6 +336,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
     yield from _parallel_refusals(config, machine)
     yield from _model_refusals(config, machine)
+    yield from _preference_refusals(config)
     if run.num_epochs is not None and run.num_steps is not None:
         got = f"{run.num_epochs}, while run.num_steps is {run.num_steps}"
         yield Refusal("run.num_epochs", got, "one of the two", "leave out the one you do not mean")
@@ -484,6 +496,72 @@ def _validation_refusals(config: SftConfig) -> Iterator[Refusal]:
             "a validation loss for each checkpoint",
             "give --checkpoint.steps_between as a multiple of --validation-steps-between",
         )
+
+
+REFERENCE_FREE = ("orpo", "simpo")
+
+
+def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
+    """The rules of what is learned from pairs."""
+    if config.recipe != "sft" and config.data.kind != "chat":
+        got = f"{config.data.kind}, for {config.recipe}"
+        yield Refusal("data.kind", got, "chat", "leave it out: completions are turns of a conversation")
+    if not isinstance(config, DpoConfig):
+        return
+    preference, loss = config.preference, config.preference.loss
+    with_reference = ("sigmoid", "ipo", "hinge", "robust")
+    for name, value, losses in (
+        ("beta", preference.beta, (*with_reference, "simpo")),
+        ("label_smoothing", preference.label_smoothing, ("sigmoid", "robust")),
+        ("length_normalized", preference.length_normalized or None, with_reference),
+        ("target_margin", preference.target_margin, ("simpo",)),
+        ("odds_weight", preference.odds_weight, ("orpo",)),
+        ("reference", preference.reference, with_reference),
+    ):
+        if value is not None and loss not in losses:
+            got = f"{str(value).lower() if value is True else value}, while preference.loss is {loss}"
+            hint = "leave it out, or choose another loss"
+            yield Refusal(f"preference.{name}", got, " or ".join(losses), hint)
+    if preference.reference == "adapter" and config.lora is None:
+        hint = "add --lora, or leave the setting out"
+        yield Refusal("preference.reference", "adapter, without lora", "an adapter to leave out", hint)
+
+
+def _preference(config: SftConfig) -> PreferenceConfig | None:
+    """What is learned from pairs, with what its loss needs decided; the rest stays None."""
+    if not isinstance(config, DpoConfig):
+        return None
+    given, loss = config.preference, config.preference.loss
+    beta = given.beta if given.beta is not None else {"orpo": None, "simpo": 2.0}.get(loss, 0.1)
+    smoothing, margin, weight = given.label_smoothing, given.target_margin, given.odds_weight
+    if smoothing is None and loss in ("sigmoid", "robust"):
+        smoothing = 0.1 if loss == "robust" else 0.0
+    if margin is None and loss == "simpo" and beta is not None:
+        margin = beta / 2
+    if weight is None and loss == "orpo":
+        weight = 0.1
+    decided = replace(given, beta=beta, label_smoothing=smoothing, target_margin=margin, odds_weight=weight)
+    return replace(decided, reference=None)
+
+
+def _reference(config: SftConfig) -> str | None:
+    """Where reference log-probabilities come from."""
+    if not isinstance(config, DpoConfig) or config.preference.loss in REFERENCE_FREE:
+        return None
+    return config.preference.reference or "initial"
+
+
+def _described_preference(preference: PreferenceConfig | None, reference: str | None) -> dict[str, str]:
+    """A line on what is learned from pairs."""
+    if preference is None:
+        return {}
+    said = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name in ("beta", "label_smoothing", "target_margin", "odds_weight")
+        if (value := getattr(preference, name)) is not None
+    ]
+    line = f"{preference.loss}, {', '.join(said)}" + (", length-normalized" if preference.length_normalized else "")
+    return {"preference": line + (f"; reference: {reference}" if reference else "")}
 
 
 def _optimizer_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:

@@ -4,13 +4,14 @@ A recipe says what is read and what is learned; everything else is here, once. L
 
     plan.txt  metrics.jsonl  summary.json     what was decided, what happened, what it came to
     run.json                                  who took part, and where
+    reference.safetensors                     what the model was compared with, if the loss compares
     checkpoints/                              to go on from
     model/  or  adapter/ and merged/          Hugging Face directories
 """
 
 import random
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ from training.parallel.presence import present, write_run
 from training.parallel.single import Single
 from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
+from training.reference import with_reference
 from training.step import train_step, validate
 
 VALIDATION_DRAW = 2**31
@@ -186,6 +188,13 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     scored = partial(logprobs, trained, head=head)
     algorithm = recipe.algorithm(plan)
+    if plan.reference:
+        # Here, where the model is wrapped and has its initial weights: a step or a checkpoint changes them.
+        sets = {"training": data.training, "validation": data.validation}
+        sets = with_reference(
+            plan, sets, model=trained, scored=scored, backend=backend, tokenizer=tokenizer, goes_on=found is not None
+        )
+        data = replace(data, training=sets["training"], validation=sets["validation"])
 
     batches = Loader(
         data.training,

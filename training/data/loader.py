@@ -34,6 +34,9 @@ class Fitted:
 def fit(examples: Sequence[Example], *, tokens_per_sample_max: int, on_long_sample: OnLongSample = "stop") -> Fitted:
     """The examples of at most `tokens_per_sample_max` tokens; a longer one stops, is skipped, or loses its end.
 
+    Of an example with several documents, those over an equal share of the tokens lose theirs: both sides of a pair keep
+    the same prompt.
+
     Raises:
         DataError: an example is too long and `on_long_sample` is `stop`, or none is left.
     """
@@ -69,10 +72,26 @@ def fit(examples: Sequence[Example], *, tokens_per_sample_max: int, on_long_samp
 
 
 def _truncated(example: Example, num_tokens: int) -> Example:
-    starts = example.document_starts[example.document_starts < num_tokens]
-    lengths = {"T": num_tokens, "D": len(starts)}
-    columns = {name: column[: lengths[name.rpartition("_")[2]]] for name, column in example.columns.items()}
-    return Example(example.token_ids[:num_tokens], example.weights[:num_tokens], example.where, starts, columns)
+    """The example with the end of each document cut off that is over its share, which is the same for all of them."""
+    ends = np.append(example.document_starts[1:], len(example))
+    lengths = np.minimum(ends - example.document_starts, num_tokens // len(ends))
+    kept = np.concatenate(
+        [np.arange(start, start + length) for start, length in zip(example.document_starts, lengths, strict=True)]
+    )
+    starts = (np.cumsum(lengths) - lengths).astype(np.int32)
+    weights = example.weights[kept]
+    had, has = (
+        np.add.reduceat(each, at) for each, at in ((example.weights, example.document_starts), (weights, starts))
+    )
+    if ((had > 0) & (has == 0)).any():
+        raise EmptyWeightsError(
+            example.where,
+            got=f"of {len(example)} tokens, nothing to learn is left in a document of {num_tokens // len(ends)}",
+            expected="something to learn in each",
+            hint="raise --tokens-per-sample-max",
+        )
+    columns = {name: column[kept] if name.endswith("_T") else column for name, column in example.columns.items()}
+    return Example(example.token_ids[kept], weights, example.where, starts, columns)
 
 
 class Loader:

@@ -17,9 +17,9 @@ No torch here: numpy, and the few methods of a tokenizer listed below.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from training.errors import DataError, EmptyWeightsError, SampleError, TemplateE
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHOWN_OPEN, SHOWN_CLOSE = "⟦", "⟧"
+
+S = TypeVar("S")
 
 Span = tuple[int, int]
 """Characters from the first up to, not with, the second."""
@@ -134,6 +136,10 @@ class Renderer:
             token_ids, weights = self._by_markers(sample)
         else:
             token_ids, weights = self._by_prefix(sample)
+        if any(message.role == "assistant" for message in sample.messages[: sample.num_given]):
+            text = self._text(sample, len(sample.messages))
+            _, starts = self._tokenize(text)
+            weights[starts < len(self._prefix(sample, sample.num_given, text))] = 0
         weights[:1] = 0
         return Example(token_ids.astype(np.int32), weights.astype(np.float32), sample.where)
 
@@ -256,7 +262,18 @@ class Renderer:
 def render_samples(
     tokenizer: Any, samples: Sequence[Sample], *, on_bad_sample: Literal["stop", "skip"] = "stop"
 ) -> Rendered:
-    """An example for each conversation; those that cannot give one stop, or are counted.
+    """An example for each conversation; those that cannot give one stop, or are counted; raises as `render_each`."""
+    return render_each(tokenizer, samples, Renderer.example, on_bad_sample=on_bad_sample)
+
+
+def render_each(
+    tokenizer: Any,
+    samples: Sequence[S],
+    example_of: Callable[[Renderer, S], Example],
+    *,
+    on_bad_sample: Literal["stop", "skip"] = "stop",
+) -> Rendered:
+    """What `example_of` makes of each sample; those that cannot give an example stop, or are counted.
 
     Raises:
         TemplateError: always, since a template that cannot be trusted is no fault of one sample.
@@ -268,7 +285,7 @@ def render_samples(
     first_skipped: str | None = None
     for sample in samples:
         try:
-            examples.append(renderer.example(sample))
+            examples.append(example_of(renderer, sample))
         except (SampleError, EmptyWeightsError) as error:
             if on_bad_sample == "stop":
                 raise

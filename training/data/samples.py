@@ -75,6 +75,8 @@ class Sample:
     unmask: bool
     where: str
     tools: tuple[dict[str, Any], ...] = ()
+    num_given: int = 0
+    """Of the first messages, how many never count: the prompt that a completion answers."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class TextSample:
     where: str
 
 
-S = TypeVar("S", Sample, TextSample)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class SampleFile(Generic[S]):
     """Keys of samples that nothing here reads, and on how many lines each stood."""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A line is refused; `reason` is the short name under which skipped lines are counted."""
 
     def __init__(self, reason: str, *, got: str, expected: str, hint: str) -> None:
@@ -122,17 +124,24 @@ def read_samples(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> Sa
         SampleError: a line is not a conversation to learn from.
         DataError: the file cannot be read, or has no usable line.
     """
-    return _read(path, on_bad_sample, _sample)
+    return read_lines(path, on_bad_sample, _sample)
 
 
 def read_documents(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> SampleFile[TextSample]:
     """The plain documents of a JSONL file of `{"text": …}` or `{"document": …}`; otherwise as `read_samples`."""
-    return _read(path, on_bad_sample, _document)
+    return read_lines(path, on_bad_sample, _document)
 
 
-def _read(
+def read_lines(
     path: str | Path, on_bad_sample: OnBadSample, build: Callable[[dict[str, Any], str], tuple[S, list[str]]]
 ) -> SampleFile[S]:
+    """The samples that `build` makes of the objects of a file.
+
+    Args:
+        path: JSONL, UTF-8.
+        on_bad_sample: as of `read_samples`.
+        build: a sample from an object and where it stands, and the keys that nothing reads; raises RefusedError.
+    """
     samples: list[S] = []
     reasons: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
@@ -141,7 +150,7 @@ def _read(
         where = f"{path}:{number}"
         try:
             sample, unread_keys = build(_object(line), where)
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             error = SampleError(where, got=refusal.got, expected=refusal.expected, hint=refusal.hint)
             if on_bad_sample == "stop":
                 raise error from None
@@ -182,7 +191,7 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _RefusedError(
+        raise RefusedError(
             "invalid UTF-8",
             got=f"byte {error.start + 1} of the line is not UTF-8 (0x{line[error.start]:02x})",
             expected="UTF-8 text",
@@ -190,7 +199,7 @@ def _object(line: bytes) -> dict[str, Any]:
         ) from None
     value = _parse(text)
     if not isinstance(value, dict):
-        raise _RefusedError(
+        raise RefusedError(
             "not an object",
             got=f"the line is a JSON {_json_type(value)}",
             expected='a JSON object such as {"messages": […]}',
@@ -203,14 +212,14 @@ def _parse(text: str, subject: str = "") -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise _RefusedError(
+        raise RefusedError(
             "not JSON",
             got=f"{subject}not JSON at column {error.pos + 1} ({error.msg})",
             expected="one JSON object per line",
             hint=f"a sample must not span lines; json.dumps writes it on one, {SKIP_HINT}",
         ) from None
     except RecursionError:
-        raise _RefusedError(
+        raise RefusedError(
             "not JSON",
             got=f"{subject}JSON nested too deeply to read",
             expected="one JSON object per line",
@@ -222,7 +231,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _RefusedError(
+        raise RefusedError(
             "duplicate key",
             got=f"key '{twice}' stands twice in one object",
             expected="each key once",
@@ -232,35 +241,35 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _RefusedError(
+    raise RefusedError(
         "not JSON", got=f"{name}, which JSON does not have", expected="a number", hint=f"write null, {SKIP_HINT}"
     )
 
 
 def _sample(value: dict[str, Any], where: str) -> tuple[Sample, list[str]]:
-    unread = _unread_keys(value, SAMPLE_KEYS)
+    unread = unread_keys(value, SAMPLE_KEYS)
     if "messages" not in value:
-        raise _RefusedError(
+        raise RefusedError(
             "no messages",
             got="the sample has no messages",
             expected="a list under 'messages'",
             hint=f'plain documents are read with --kind=text; rename another column to "messages", {SKIP_HINT}',
         )
-    listed = _typed(value["messages"], list, "messages is", "a list of messages", "no messages")
+    listed = typed(value["messages"], list, "messages is", "a list of messages", "no messages")
     if not listed:
-        raise _RefusedError(
+        raise RefusedError(
             "no messages",
             got="messages is an empty list",
             expected="at least one message",
             hint=f"remove the line, {SKIP_HINT}",
         )
-    messages = tuple(_message(message, f"message {number}") for number, message in enumerate(listed, start=1))
+    messages = tuple(parsed_message(message, f"message {number}") for number, message in enumerate(listed, start=1))
     unmask = value.get("unmask", False)
-    unmask = _typed(unmask, bool, "unmask is", "true or false", "unmask is not a boolean")
+    unmask = typed(unmask, bool, "unmask is", "true or false", "unmask is not a boolean")
     _check_something_to_learn(messages, unmask)
-    tools = _typed(value.get("tools") or [], list, "tools is", "a list of tool schemas", "bad tools")
+    tools = typed(value.get("tools") or [], list, "tools is", "a list of tool schemas", "bad tools")
     for number, tool in enumerate(tools, start=1):
-        _typed(tool, dict, f"tool {number} is", "a JSON object (a tool schema)", "bad tools")
+        typed(tool, dict, f"tool {number} is", "a JSON object (a tool schema)", "bad tools")
     return Sample(messages, unmask, where, tuple(tools)), unread
 
 
@@ -268,21 +277,21 @@ def _check_something_to_learn(messages: tuple[Message, ...], unmask: bool) -> No
     roles = [message.role for message in messages]
     if unmask:
         if set(roles) == {"system"}:
-            raise _RefusedError(
+            raise RefusedError(
                 "nothing to learn",
                 got="every message is a system message, which unmask leaves out",
                 expected="a user, assistant or tool message",
                 hint=f"add one, {SKIP_HINT}",
             )
     elif "assistant" not in roles:
-        raise _RefusedError(
+        raise RefusedError(
             "nothing to learn",
             got="no message is an assistant's, so there is nothing to learn",
             expected="an assistant message at the end",
             hint=f'add the answer, let all turns count with "unmask": true, {SKIP_HINT}',
         )
     elif roles[-1] != "assistant":
-        raise _RefusedError(
+        raise RefusedError(
             "last turn is not an assistant's",
             got=f"the last message has role '{roles[-1]}' and no answer",
             expected="an assistant message at the end",
@@ -290,11 +299,12 @@ def _check_something_to_learn(messages: tuple[Message, ...], unmask: bool) -> No
         )
 
 
-def _message(value: Any, which: str) -> Message:
-    value = _typed(value, dict, f"{which} is", "a JSON object with role and content", "message is not an object")
+def parsed_message(value: Any, which: str) -> Message:
+    """The message of a JSON value, which errors call `which`."""
+    value = typed(value, dict, f"{which} is", "a JSON object with role and content", "message is not an object")
     unknown = [key for key in value if key not in MESSAGE_KEYS]
     if unknown:
-        raise _RefusedError(
+        raise RefusedError(
             "unknown message key",
             got=f"{which} has the unknown key '{unknown[0]}'",
             expected=", ".join(MESSAGE_KEYS[:-1]) + f" or {MESSAGE_KEYS[-1]}",
@@ -302,7 +312,7 @@ def _message(value: Any, which: str) -> Message:
         )
     role = value.get("role")
     if role not in ROLES:
-        raise _RefusedError(
+        raise RefusedError(
             "unknown role" if "role" in value else "no role",
             got=f"{which} has role '{role}'" if "role" in value else f"{which} has no role",
             expected="system, user, assistant or tool",
@@ -312,7 +322,7 @@ def _message(value: Any, which: str) -> Message:
     reasoning = _optional_text(value, "reasoning_content", which)
     for key in ("reasoning_content", "tool_calls"):
         if value.get(key) and role != "assistant":
-            raise _RefusedError(
+            raise RefusedError(
                 f"{key} on another role",
                 got=f"{which} has role '{role}' and {key}",
                 expected=f"{key} on assistant messages only",
@@ -320,7 +330,7 @@ def _message(value: Any, which: str) -> Message:
             )
     content = _content(value, which, may_be_absent=bool(calls))
     if role == "assistant" and not (content or reasoning or calls):
-        raise _RefusedError(
+        raise RefusedError(
             "empty assistant message",
             got=f"{which} is an assistant message that says nothing",
             expected="content, reasoning_content or tool_calls",
@@ -348,7 +358,7 @@ def _content(value: dict[str, Any], which: str, *, may_be_absent: bool) -> str:
     else:
         hint = f"write the content as a string, {SKIP_HINT}"
     got = f"content of {which} is {_json_type(content)}" if "content" in value else f"{which} has no content"
-    raise _RefusedError("content is not a string", got=got, expected="a string", hint=hint)
+    raise RefusedError("content is not a string", got=got, expected="a string", hint=hint)
 
 
 def _tool_calls(value: Any, which: str) -> tuple[dict[str, Any], ...]:
@@ -356,15 +366,15 @@ def _tool_calls(value: Any, which: str) -> tuple[dict[str, Any], ...]:
     if value is None:
         return ()
     calls = []
-    for number, call in enumerate(_typed(value, list, f"tool_calls of {which} is", "a list", "bad tool call"), start=1):
+    for number, call in enumerate(typed(value, list, f"tool_calls of {which} is", "a list", "bad tool call"), start=1):
         here = f"tool call {number} of {which}"
-        call = _typed(call, dict, f"{here} is", "a JSON object", "bad tool call")
-        function = _typed(call.get("function", call), dict, f"function of {here} is", "a JSON object", "bad tool call")
-        name = _typed(function.get("name"), str, f"name of {here} is", "a string", "bad tool call")
+        call = typed(call, dict, f"{here} is", "a JSON object", "bad tool call")
+        function = typed(call.get("function", call), dict, f"function of {here} is", "a JSON object", "bad tool call")
+        name = typed(function.get("name"), str, f"name of {here} is", "a string", "bad tool call")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = _parse(arguments, f"arguments of {here}: ")
-        arguments = _typed(arguments, dict, f"arguments of {here} are", "a JSON object", "bad tool call")
+        arguments = typed(arguments, dict, f"arguments of {here} are", "a JSON object", "bad tool call")
         calls.append(
             ({"id": call["id"]} if "id" in call else {})
             | {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -375,30 +385,30 @@ def _tool_calls(value: Any, which: str) -> tuple[dict[str, Any], ...]:
 def _document(value: dict[str, Any], where: str) -> tuple[TextSample, list[str]]:
     present = [key for key in TEXT_KEYS if key in value]
     if len(present) != 1:
-        raise _RefusedError(
+        raise RefusedError(
             "no text" if not present else "both text and document",
             got="the sample has no text" if not present else "the sample has both 'text' and 'document'",
             expected="a string under 'text' or 'document'",
             hint=f"conversations are read with --kind=chat; rename the column, {SKIP_HINT}",
         )
-    text = _typed(value[present[0]], str, f"{present[0]} is", "a string", "text is not a string")
+    text = typed(value[present[0]], str, f"{present[0]} is", "a string", "text is not a string")
     if not text.strip():
-        raise _RefusedError(
+        raise RefusedError(
             "empty text",
             got=f"{present[0]} is empty",
             expected="a document to learn",
             hint=f"remove the line, {SKIP_HINT}",
         )
-    return TextSample(text, where), _unread_keys(value, TEXT_KEYS)
+    return TextSample(text, where), unread_keys(value, TEXT_KEYS)
 
 
-def _unread_keys(value: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+def unread_keys(value: dict[str, Any], known: tuple[str, ...]) -> list[str]:
     """Keys that nothing reads; raises on one that looks like a known key misspelt."""
     unread = [key for key in value if key not in known]
     for key in unread:
         meant = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.75)
         if meant:
-            raise _RefusedError(
+            raise RefusedError(
                 "misspelt key",
                 got=f"the sample has the key '{key}'",
                 expected=f"'{meant[0]}', which it resembles",
@@ -409,16 +419,17 @@ def _unread_keys(value: dict[str, Any], known: tuple[str, ...]) -> list[str]:
 
 def _optional_text(value: dict[str, Any], key: str, which: str) -> str | None:
     text: str | None = value.get(key)
-    return text if text is None else _typed(text, str, f"{key} of {which} is", "a string", f"{key} is not a string")
+    return text if text is None else typed(text, str, f"{key} of {which} is", "a string", f"{key} is not a string")
 
 
 V = TypeVar("V")
 
 
-def _typed(value: Any, kind: type[V], subject: str, expected: str, reason: str) -> V:
+def typed(value: Any, kind: type[V], subject: str, expected: str, reason: str) -> V:
+    """The value, if it is of the kind; raises with the subject and a verb as what it is about."""
     if isinstance(value, kind):
         return value
-    raise _RefusedError(
+    raise RefusedError(
         reason,
         got=f"{subject} {_json_type(value)}",
         expected=expected,

@@ -2,11 +2,12 @@
 
 from training.metrics.summary import RunSummary
 from training.plan import Plan
+from training.recipes.dpo import DpoRecipe
 from training.recipes.sft import SftRecipe
 from training.run import Recipe
 from training.run import train as _train
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe}
+RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe}
 """Every recipe by the name that plans and the command line call it."""
 
 

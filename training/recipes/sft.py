@@ -4,11 +4,11 @@ from transformers import PreTrainedTokenizerBase
 
 from training.algorithms.sft import Sft
 from training.data.example import Example
-from training.data.loader import fit
 from training.data.render import render_blocks, render_samples
 from training.data.samples import read_documents, read_samples
 from training.metrics.summary import FileSummary, added
 from training.plan import Plan
+from training.reading import fitted
 
 
 class SftRecipe:
@@ -34,15 +34,4 @@ class SftRecipe:
             )
         chats = read_samples(path, on_bad_sample=plan.on_bad_sample)
         rendered = render_samples(tokenizer, chats.samples, on_bad_sample=plan.on_bad_sample)
-        fitted = fit(
-            rendered.examples, tokens_per_sample_max=plan.tokens_per_sample_max, on_long_sample=plan.on_long_sample
-        )
-        return fitted.examples, FileSummary(
-            path=path,
-            num_samples_read=len(chats.samples) + chats.num_skipped,
-            num_examples=len(fitted.examples),
-            num_truncated=fitted.num_truncated,
-            samples_skipped=added(chats.skipped_reasons, rendered.skipped_reasons, fitted.skipped_reasons),
-            first_skipped=chats.first_skipped or rendered.first_skipped,
-            keys_ignored=added(chats.ignored_keys),
-        )
+        return fitted(plan, chats, rendered)

@@ -15,7 +15,7 @@ import torch
 from tests.support.chats import sums, write_jsonl
 from training import cli, errors, recipes
 from training.cli import EPILOG, expanded, field_docs, main, parser, resume_command, short_names, to_config
-from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, SftConfig
+from training.config import CONFIGS, DataConfig, LoraConfig, ModelConfig, RecipeKind, RunConfig, SftConfig
 from training.models.tiny import save_tiny, tiny_tokenizer
 
 LEAST = ["sft", "--model", "m", "--data", "d", "--out", "o"]
@@ -50,15 +50,28 @@ def test_a_setting_may_be_given_in_full_or_short_with_dashes_or_underscores() ->
         assert typed(*words) == expected
 
 
-def test_every_setting_has_a_short_name() -> None:
-    full = set(short_names().values())
-    for section, hint in get_type_hints(SftConfig).items():
+@pytest.mark.parametrize("recipe", CONFIGS)
+def test_every_setting_has_a_short_name(recipe: RecipeKind) -> None:
+    full = set(short_names(recipe).values())
+    for section, hint in get_type_hints(CONFIGS[recipe]).items():
         config = hint if is_dataclass(hint) else LoraConfig
         assert {f"{section}.{field.name}" for field in fields(config)} <= full
 
 
+def test_each_recipe_is_a_command_with_its_own_settings_and_its_plan_can_be_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert set(CONFIGS) == set(recipes.RECIPES) == set(get_args(RecipeKind)) == set(cli.COMMANDS) - {"plan"}
+    for recipe in CONFIGS:
+        assert main(["plan", recipe, *LEAST[1:], "--device", "cpu"]) == 0
+        assert capsys.readouterr().out.startswith(f"recipe      {recipe}\n")
+    assert main(["plan", "dpo", *LEAST[1:], "--loss", "simpo", "--preference.beta=3", "--device", "cpu"]) == 0
+    assert "preference  simpo, beta 3, target margin 1.5\n" in capsys.readouterr().out
+
+
 def test_every_flag_that_a_message_or_docstring_names_exists() -> None:
-    names, root = short_names(), Path(cli.__file__).parent
+    names = {short: full for recipe in CONFIGS for short, full in short_names(recipe).items()}
+    root = Path(cli.__file__).parent
     known = {*names, *names.values(), "lora", "config", "debug", "help"}
     named = {
         (path.name, flag.replace("-", "_").rstrip("."))

@@ -7,12 +7,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from training.config import (
+    CONFIGS,
     BatchConfig,
     CheckpointConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RunConfig,
     ScheduleConfig,
     SftConfig,
@@ -26,6 +28,37 @@ REQUIRED: dict[type, dict[str, str]] = {
 }
 
 REFUSED: list[tuple[type, str, Any, str]] = [
+    (
+        PreferenceConfig,
+        "beta",
+        0.0,
+        "preference.beta: 0.0; expected a finite number above 0.0. hint: 0.1 is usual, 2 for simpo",
+    ),
+    (
+        PreferenceConfig,
+        "label_smoothing",
+        0.5,
+        "preference.label_smoothing: 0.5; expected 0 or more and below 0.5. hint: at 0.5 labels say nothing; 0.1 is "
+        "usual",
+    ),
+    (
+        PreferenceConfig,
+        "target_margin",
+        -1.0,
+        "preference.target_margin: -1.0; expected a finite number of at least 0.0. hint: half of beta is usual",
+    ),
+    (
+        PreferenceConfig,
+        "odds_weight",
+        0.0,
+        "preference.odds_weight: 0.0; expected a finite number above 0.0. hint: 0.1 is usual",
+    ),
+    (
+        PreferenceConfig,
+        "reference",
+        "",
+        "preference.reference: nothing; expected a path. hint: initial, adapter, or a model directory",
+    ),
     (ModelConfig, "path", "", "model.path: nothing; expected a path. hint: name a model directory with --model DIR"),
     (
         ModelConfig,
@@ -244,5 +277,5 @@ def test_defaults_build_and_cannot_be_changed() -> None:
 
 def sections() -> list[type]:
     """The dataclasses of all sections, that of lora included."""
-    hints = get_type_hints(SftConfig).values()
+    hints = {hint: None for config in CONFIGS.values() for hint in get_type_hints(config).values()}
     return [each for hint in hints for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]

@@ -10,10 +10,13 @@ from training.config import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
+    DpoConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    PreferenceConfig,
+    PreferenceLoss,
     RunConfig,
     ScheduleConfig,
     SftConfig,
@@ -23,6 +26,7 @@ from training.plan import Machine, Plan, Refusal, plan
 
 MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+DPO = DpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
     "lora, wsd and validation": replace(
@@ -38,6 +42,10 @@ BASES = {
     "ranks": replace(BASE, parallel=ParallelConfig(ranks=2)),
     "zero": replace(BASE, parallel=ParallelConfig(ranks=2, backend="deepspeed", zero_stage=1)),
     "copies": replace(BASE, parallel=ParallelConfig(ranks=14, backend="fsdp", shard_ranks=2)),
+    **{
+        f"dpo, {loss}": replace(DPO, preference=PreferenceConfig(loss=loss), lora=LoraConfig())
+        for loss in get_args(PreferenceLoss)
+    },
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -72,7 +80,7 @@ def unused(base: SftConfig, plan_of: Callable[[SftConfig], Plan | Refusal]) -> l
     found: list[str] = []
     before = plan_of(base)
     assert isinstance(before, Plan), before
-    for section, hint in get_type_hints(SftConfig).items():
+    for section, hint in get_type_hints(type(base)).items():
         held = getattr(base, section)
         if held is None or not is_dataclass(hint):
             found += [section for other in others(hint, held) if plan_of(replace(base, **{section: other})) == before]
@@ -288,6 +296,42 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"data": DataConfig("d", kind="text")},
+        "data.kind: text, for dpo; expected chat. hint: leave it out: completions are turns of a conversation",
+    ),
+    *(
+        (
+            {"preference": PreferenceConfig(loss=loss, **{name: value})},
+            f"preference.{name}: {shown}, while preference.loss is {loss}; expected {expected}. hint: leave it out, or "
+            "choose another loss",
+        )
+        for loss, name, value, shown, expected in (
+            ("orpo", "beta", 0.1, "0.1", "sigmoid or ipo or hinge or robust or simpo"),
+            ("ipo", "label_smoothing", 0.1, "0.1", "sigmoid or robust"),
+            ("simpo", "length_normalized", True, "true", "sigmoid or ipo or hinge or robust"),
+            ("sigmoid", "target_margin", 1.0, "1.0", "simpo"),
+            ("hinge", "odds_weight", 1.0, "1.0", "orpo"),
+            ("orpo", "reference", "initial", "initial", "sigmoid or ipo or hinge or robust"),
+            ("simpo", "reference", "elsewhere", "elsewhere", "sigmoid or ipo or hinge or robust"),
+        )
+    ),
+    (
+        {"preference": PreferenceConfig(reference="adapter")},
+        "preference.reference: adapter, without lora; expected an adapter to leave out. hint: add --lora, or leave the "
+        "setting out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED_PAIRS, ids=[said.split(";")[0] for _, said in REFUSED_PAIRS])
+def test_settings_of_pairs_that_do_not_combine_are_refused_with_a_reason(changed: dict[str, Any], message: str) -> None:
+    answer = plan(replace(DPO, **changed), MACHINE)
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == message
+
+
 @pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[message.split(":")[0] for _, message in REFUSED])
 def test_settings_that_do_not_combine_are_refused_with_a_reason(changed: dict[str, Any], message: str) -> None:
     answer = plan(replace(BASE, **changed), MACHINE)
@@ -341,6 +385,21 @@ def test_what_is_left_open_is_decided_by_the_rest() -> None:
     assert (planned(BASE).num_epochs, planned(BASE).num_steps) == (1, None)
     by_steps = planned(replace(BASE, run=RunConfig("o", num_steps=9)))
     assert (by_steps.num_epochs, by_steps.num_steps) == (None, 9)
+
+
+def test_what_a_loss_of_pairs_needs_is_decided() -> None:
+    def settings(**given: Any) -> tuple[Any, ...]:
+        made = planned(replace(DPO, preference=PreferenceConfig(**given)))
+        assert made.preference
+        found = made.preference
+        return found.beta, found.label_smoothing, found.target_margin, found.odds_weight, made.reference
+
+    assert settings() == (0.1, 0.0, None, None, "initial")
+    assert settings(loss="robust") == (0.1, 0.1, None, None, "initial")
+    assert settings(loss="ipo", beta=0.5, reference="r") == (0.5, None, None, None, "r")
+    assert settings(loss="simpo") == (2.0, None, 1.0, None, None)
+    assert settings(loss="orpo") == (None, None, None, 0.1, None)
+    assert (planned(BASE).preference, planned(BASE).reference) == (None, None)
 
 
 def test_ranks_are_those_that_were_asked_for_or_that_a_launcher_has_started() -> None:

@@ -214,11 +214,16 @@ def test_long_samples_stop_are_skipped_or_lose_their_end() -> None:
     assert cut.skipped_reasons == {"nothing to learn after truncation": 1}
 
 
-def test_truncation_drops_the_documents_of_a_block_that_lie_beyond() -> None:
-    ids, weights = np.arange(6, dtype=np.int32), np.array([0, 1, 0, 1, 0, 1], dtype=np.float32)
-    block = Example(ids, weights, "book.jsonl:1", np.array([0, 2, 4], dtype=np.int32))
-    cut = fit([block], tokens_per_sample_max=4, on_long_sample="truncate").examples[0]
-    assert cut.document_starts.tolist() == [0, 2]
+def test_truncation_cuts_each_document_to_the_same_share() -> None:
+    ids, weights = np.arange(9, dtype=np.int32), np.array([0, 1, 0, 1, 1, 0, 1, 1, 1], dtype=np.float32)
+    columns = {"id_T": ids, "of_D": np.array([7, 8])}
+    pair = Example(ids, weights, "pairs.jsonl:1", np.array([0, 2], dtype=np.int32), columns)
+    cut = fit([pair], tokens_per_sample_max=6, on_long_sample="truncate").examples[0]
+    assert cut.token_ids.tolist() == cut.columns["id_T"].tolist() == [0, 1, 2, 3, 4]
+    assert cut.weights.tolist() == [0, 1, 0, 1, 1]
+    assert (cut.document_starts.tolist(), cut.columns["of_D"].tolist()) == ([0, 2], [7, 8])
+    with pytest.raises(DataError, match="nothing to learn after truncation"):
+        fit([pair], tokens_per_sample_max=3, on_long_sample="truncate")
 
 
 def test_nothing_left_is_refused() -> None:

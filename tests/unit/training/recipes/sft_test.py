@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.support.chats import chat, sums, write_jsonl
-from training import run
+from training import reading, reference, run
 from training.config import DataConfig, LoraConfig, ModelConfig, Precision, RunConfig, SftConfig
 from training.errors import CheckpointError, DataError, ModelError
 from training.metrics.records import StepRecord, ValidationRecord, read_records
 from training.metrics.summary import FileSummary
 from training.models.tiny import save_tiny, tiny_tokenizer
 from training.plan import Machine, Plan, plan
-from training.recipes import sft, train
+from training.recipes import dpo, sft, train
 from training.recipes.sft import SftRecipe
 from training.schedule import Schedule
 
@@ -47,7 +47,7 @@ def planned(directory: Path, lines: list[Any], **changed: Any) -> Plan:
 def test_every_field_of_the_plan_is_read_by_the_recipe() -> None:
     read = {
         node.attr
-        for module in (run, sft)
+        for module in (run, reading, reference, sft, dpo)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "plan"
     }

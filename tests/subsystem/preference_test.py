@@ -1,0 +1,189 @@
+"""Learning from pairs takes the same steps on several ranks as on one, resumes exactly, and compares with one model.
+
+Fourteen pairs, four a step: four steps an epoch, so step 2 is in the middle of the first.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - so that forked processes need not spend seconds on it
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import training.parallel.fsdp  # noqa: F401 - the same
+from tests.subsystem.processes import forked, records_of, tensors_of, typed
+from tests.support.chats import write_jsonl
+from tests.support.tolerances import LOGPROB_FP32, RANKS_FP32_RELATIVE
+from training.checkpoint.manifest import POINTER
+from training.config import DataConfig, DpoConfig, LoraConfig, ModelConfig, PreferenceConfig, PreferenceLoss, RunConfig
+from training.metrics.records import Record, StepRecord
+from training.models.tiny import save_tiny
+from training.parallel.deepspeed import preload
+from training.plan import Machine, Plan, plan
+from training.recipes import train
+from training.schedule import Schedule
+
+NUM_STEPS = 6
+LORA = LoraConfig(rank=2, dropout=0.25)
+preload("cpu")
+
+PLACES: dict[str, dict[str, Any]] = {
+    "ddp x2": {"backend": "ddp"},
+    "fsdp x2": {"backend": "fsdp"},
+    "zero 2 x2": {"backend": "deepspeed", "zero_stage": 2},
+    "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3},
+}
+
+
+def pairs(num: int) -> list[dict[str, str]]:
+    """`num` pairs of which the chosen completion is the right sum; lengths differ."""
+    return [
+        {"prompt": f"{n % 7} + {n % 5}?", "chosen": str(n % 7 + n % 5), "rejected": f"{n * 37}" + "!" * (n % 4)}
+        for n in range(1, num + 1)
+    ]
+
+
+def planned(directory: Path, preference: PreferenceConfig | None = None, **changed: Any) -> Plan:
+    """A run of one process under `directory`, with some fields of the plan changed."""
+    model = directory / "base"
+    if not model.exists():
+        save_tiny(model)
+    answer = plan(
+        DpoConfig(
+            ModelConfig(str(model)),
+            DataConfig(str(write_jsonl(directory / "pairs.jsonl", pairs(16))), validation_fraction=0.125),
+            RunConfig(str(directory / "out"), num_steps=NUM_STEPS, device="cpu"),
+            lora=changed.pop("lora", None),
+            preference=preference or PreferenceConfig(),
+        ),
+        Machine(num_threads=1),
+    )
+    assert isinstance(answer, Plan)
+    small: dict[str, Any] = {
+        "samples_per_step": 4,
+        "tokens_per_rank_max": 160,
+        "tokens_per_sample_max": 160,
+        "collective_seconds_max": 60,
+        "epsilon": 1e-4,
+        "schedule": Schedule("constant", 1e-2, 0.0, 0.2, 0.0),
+        "exports": (),
+    }
+    return replace(answer, **small | changed)
+
+
+def on_two_ranks(made: Plan, **place: Any) -> Plan:
+    """The same run elsewhere, in a directory of its own."""
+    return replace(made, num_ranks=2, out=f"{made.out} {'-'.join(map(str, place.values()))}", **place)
+
+
+def trained(made: Plan) -> list[Record]:
+    """The records of a run in a process of its own."""
+    assert forked(train, made) == 0
+    return records_of(Path(made.out))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all weights", "lora"])
+def test_every_backend_takes_the_steps_of_one_process(tmp_path: Path, lora: LoraConfig | None) -> None:
+    alone = planned(tmp_path, lora=lora)
+    expected = trained(alone)
+    (first, *_) = steps(expected)
+    assert first.loss == pytest.approx(0.693147, abs=1e-5), "nothing is preferred before the first step"
+    assert steps(expected)[-1].metrics["reward_margin"] > 0.1
+    reference = load_file(Path(alone.out) / "reference.safetensors")
+    for name, place in PLACES.items():
+        elsewhere = on_two_ranks(alone, **place)
+        got = trained(elsewhere)
+        for one, other in zip(expected, got, strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE), name
+            if isinstance(one, StepRecord) and isinstance(other, StepRecord):
+                assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=10 * RANKS_FP32_RELATIVE), name
+                assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5), name
+        for each, values in load_file(Path(elsewhere.out) / "reference.safetensors").items():
+            assert (values - reference[each]).abs().max() <= 10 * LOGPROB_FP32
+
+
+def steps(records: list[Record]) -> list[StepRecord]:
+    return [each for each in records if isinstance(each, StepRecord)]
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "one process, dropout and noise": {"lora": LORA, "neftune_alpha": 5.0},
+    "fsdp": {"backend": "fsdp", "num_ranks": 2},
+    "zero 3, lora": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2, "lora": LORA},
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_gone_on_in_an_epoch_is_the_same_run_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    """The first kind has lost the file of its reference, and computes it anew before its checkpoint is restored."""
+    whole = planned(tmp_path, checkpoint_steps_between=2, num_kept=3, **RESUMED[kind])
+    expected = trained(whole)
+    parts = replace(whole, out=str(tmp_path / "parts"), resume="must")
+    shutil.copytree(whole.out, parts.out)
+    for step in (4, 6):
+        shutil.rmtree(Path(parts.out) / f"checkpoints/step-{step:08d}")
+    (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000002\n", encoding="utf-8")
+    if kind.startswith("one process"):
+        (Path(parts.out) / "reference.safetensors").unlink()
+    assert trained(parts) == expected
+    name = f"checkpoints/step-{NUM_STEPS:08d}"
+    ours, theirs = tensors_of(Path(whole.out) / name), tensors_of(Path(parts.out) / name)
+    assert ours.keys() == theirs.keys()
+    for tensor, value in ours.items():
+        assert torch.equal(value, theirs[tensor]), tensor
+
+
+def test_initial_model_adapter_left_out_and_a_separate_copy_are_one_reference(tmp_path: Path) -> None:
+    """To rounding, though dropout and noise are on in training and the separate model is not wrapped."""
+    found = {}
+    for reference in ("initial", "adapter", str(tmp_path / "base")):
+        made = planned(
+            tmp_path,
+            PreferenceConfig(reference=reference),
+            lora=LORA,
+            neftune_alpha=5.0,
+            out=str(tmp_path / f"out {len(found)}"),
+            num_steps=1,
+        )
+        trained(made)
+        found[reference] = load_file(Path(made.out) / "reference.safetensors")
+    expected = found["initial"]
+    assert expected["training"].shape == (28,)
+    assert expected["validation"].shape == (4,)
+    for values in found.values():
+        for name, each in values.items():
+            assert (each - expected[name]).abs().max() <= LOGPROB_FP32
+    save_tiny(tmp_path / "other", seed=9)
+    other = planned(tmp_path, PreferenceConfig(reference=str(tmp_path / "other")), out=str(tmp_path / "o"), num_steps=1)
+    trained(other)
+    values = load_file(tmp_path / "o/reference.safetensors")["training"]
+    assert (values - expected["training"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_losses_without_reference_learn_and_leave_none(tmp_path: Path, loss: PreferenceLoss) -> None:
+    decided = planned(tmp_path, PreferenceConfig(loss))
+    records = steps(trained(decided))
+    assert records[-1].loss < records[0].loss
+    assert records[-1].metrics["reward_margin"] > records[0].metrics["reward_margin"]
+    assert not (tmp_path / "out/reference.safetensors").exists()
+
+
+def test_command_learns_pairs_and_exports_the_model(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    write_jsonl(tmp_path / "pairs.jsonl", [*pairs(12), '{"prompt": "p", "chosen": "c"}'])
+    words = ["--model", "base", "--data", "pairs.jsonl", "--out", "out", "--samples-per-step", "4", "--device", "cpu"]
+    words += ["--num-epochs", "6", "--learning-rate-peak", "0.01", "--on-bad-sample", "skip", "--loss", "ipo"]
+    ran = typed("dpo", *words, where=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "preference  ipo, beta 0.1; reference: initial" in ran.stdout
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["data"]["files"][0]["samples_skipped"] == {"no rejected": 1}
+    assert summary["loss_last"] < summary["loss_first"]
+    last = steps(records_of(tmp_path / "out"))[-1]
+    assert last.metrics["reward_accuracy"] == 1.0
+    assert (tmp_path / "out/model/model.safetensors").is_file()

@@ -1,0 +1,257 @@
+"""Each loss of pairs and its gradient equals numbers by hand and the paper's equation, however pairs are packed."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.examples import example, random_examples
+from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
+from training.algorithms.algorithm import Algorithm
+from training.algorithms.preference import REFERENCE, Preference, document_logprobs, pair_losses
+from training.config import PreferenceConfig, PreferenceLoss
+from training.data.batch import Batch, Microbatch, microbatch
+from training.data.example import Example
+from training.data.loader import Loader
+from training.data.pairs import joined
+from training.models.forward import logits, logprobs
+from training.models.tiny import tiny_model
+
+SETTINGS: dict[str, PreferenceConfig] = {
+    "sigmoid": PreferenceConfig("sigmoid", beta=0.5, label_smoothing=0.0),
+    "sigmoid, smoothed": PreferenceConfig("sigmoid", beta=0.5, label_smoothing=0.2),
+    "robust": PreferenceConfig("robust", beta=0.5, label_smoothing=0.2),
+    "ipo": PreferenceConfig("ipo", beta=0.25),
+    "hinge": PreferenceConfig("hinge", beta=0.5),
+    "simpo": PreferenceConfig("simpo", beta=2.0, target_margin=0.5),
+    "orpo": PreferenceConfig("orpo", odds_weight=0.3),
+    "sigmoid, length-normalized": PreferenceConfig("sigmoid", beta=0.5, label_smoothing=0.0, length_normalized=True),
+}
+NEEDS_REFERENCE = [name for name, each in SETTINGS.items() if each.loss not in ("orpo", "simpo")]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def by_the_paper(one: PreferenceConfig, chosen: float, rejected: float, lengths: tuple[int, int]) -> float:
+    """The loss from differences to the reference, or from log-probabilities if there is none; plain Python."""
+    beta, epsilon = one.beta or 0.0, one.label_smoothing or 0.0
+    if one.length_normalized or one.loss in ("simpo", "orpo"):
+        chosen, rejected = chosen / lengths[0], rejected / lengths[1]
+    delta = chosen - rejected
+    match one.loss:
+        case "sigmoid":
+            # The expected loss if a label is wrong with probability epsilon.
+            return -(1 - epsilon) * math.log(sigmoid(beta * delta)) - epsilon * math.log(sigmoid(-beta * delta))
+        case "robust":
+            right, wrong = -math.log(sigmoid(beta * delta)), -math.log(sigmoid(-beta * delta))
+            return ((1 - epsilon) * right - epsilon * wrong) / (1 - 2 * epsilon)
+        case "ipo":
+            return (delta - 1 / beta / 2) ** 2
+        case "hinge":
+            return max(0.0, 1 - beta * delta)
+        case "simpo":
+            return -math.log(sigmoid(beta * delta - (one.target_margin or 0.0)))
+        case "orpo":
+            odds = [math.exp(each) / (1 - math.exp(each)) for each in (chosen, rejected)]
+            return -chosen - (one.odds_weight or 0.0) * math.log(sigmoid(math.log(odds[0] / odds[1])))
+
+
+def test_every_loss_has_a_case() -> None:
+    assert {each.loss for each in SETTINGS.values()} == set(get_args(PreferenceLoss))
+
+
+def test_three_tokens_by_hand() -> None:
+    """A prompt of one token; the chosen completion has odds 3 to 1, the rejected one 1 to 1 and again 1 to 3."""
+    scores = torch.tensor([[0.0, math.log(3)], [0.0, 0.0], [0.0, 0.0], [0.0, math.log(3)], [0.0, 0.0]])
+    pair = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
+    pair = replace(pair, columns={REFERENCE: np.log(np.array([1 / 2, 1 / 4], dtype=np.float32))})
+
+    def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
+        assert weights_K is None, "the factors of a difference of sums are not known beforehand"
+        return scores[next_K - 1].log_softmax(-1)[torch.arange(len(next_K)), batch.token_ids_T[next_K]]
+
+    # s(chosen) = log 3/4, s(rejected) = log 1/2 + log 1/4 = log 1/8: delta = log(3/4 · 2) − log(1/8 · 4) = log 3.
+    loss, metrics = Preference(SETTINGS["sigmoid"]).loss_sum(given, microbatch([pair]))
+    assert loss.item() == pytest.approx(math.log(1 + 3**-0.5), rel=1e-6)
+    expected = {
+        "reward_chosen": 0.5 * math.log(3 / 2),
+        "reward_rejected": 0.5 * math.log(1 / 2),
+        "reward_margin": 0.5 * math.log(3),
+        "reward_accuracy": 1,
+        "logprob_chosen": math.log(3 / 4),
+        "logprob_rejected": math.log(1 / 8),
+    }
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    by_hand = {
+        "ipo": (math.log(3) - 2) ** 2,
+        "hinge": 1 - 0.5 * math.log(3),
+        "robust": (0.8 * math.log(1 + 3**-0.5) - 0.2 * math.log(1 + 3**0.5)) / 0.6,
+        # a = log 3/4 and log 8^(−1/2): odds 3 and 1/(√8 − 1).
+        "simpo": math.log(1 + math.exp(0.5 - 2 * (math.log(3 / 4) + math.log(8) / 2))),
+        "orpo": -math.log(3 / 4) + 0.3 * math.log(1 + 1 / (3 * (math.sqrt(8) - 1))),
+        "sigmoid, length-normalized": math.log(1 + math.exp(-0.5 * (math.log(3 / 2) + math.log(2) / 2))),
+    }
+    for name, value in by_hand.items():
+        loss, _ = Preference(SETTINGS[name]).loss_sum(given, microbatch([pair]))
+        assert loss.item() == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_loss_and_gradient_are_those_of_the_papers_equation(name: str) -> None:
+    """The gradient by central differences of plain Python in double precision."""
+    settings, lengths = SETTINGS[name], (3, 5)
+    is_normalized = settings.length_normalized or settings.loss in ("simpo", "orpo")
+    for chosen, rejected in ((-2.0, -3.5), (-4.0, -1.5), (-0.3, -0.4)):
+        scores = torch.tensor([[chosen, rejected]], dtype=torch.float64, requires_grad=True)
+        divided = scores / torch.tensor(lengths) if is_normalized else scores
+        (loss,) = pair_losses(divided, settings)
+        assert loss.item() == pytest.approx(by_the_paper(settings, chosen, rejected, lengths), rel=1e-9)
+        loss.backward()
+        step = 1e-6
+        slopes = [
+            (
+                by_the_paper(settings, chosen + step * up, rejected + step * (1 - up), lengths)
+                - by_the_paper(settings, chosen - step * up, rejected - step * (1 - up), lengths)
+            )
+            / (2 * step)
+            for up in (1, 0)
+        ]
+        assert scores.grad is not None
+        assert scores.grad[0].tolist() == pytest.approx(slopes, rel=1e-6, abs=1e-9)
+
+
+def pairs(num: int = 6, seed: int = 3) -> list[Example]:
+    """Pairs of random documents, compared with random numbers."""
+    random = np.random.default_rng(seed)
+    documents = random_examples(random.integers(3, 12, size=2 * num).tolist(), seed=seed)
+    whole = [replace(each, weights=(each.weights > 0).astype(np.float32)) for each in documents]
+    return [
+        replace(
+            joined(one, other),
+            columns={REFERENCE: -10 - 10 * random.random(2).astype(np.float32)},
+        )
+        for one, other in zip(whole[::2], whole[1::2], strict=True)
+    ]
+
+
+def learned(settings: PreferenceConfig, batches: list[Batch]) -> tuple[float, dict[str, Tensor], dict[str, float]]:
+    """Loss, gradients and sums of metrics of one step over the batches of all ranks."""
+    algorithm: Algorithm[Batch, Microbatch] = Preference(settings)
+    model, total, sums = tiny_model(), 0.0, dict[str, float]()
+    for batch in batches:
+        for each in batch.microbatches:
+            loss, metrics = algorithm.loss_sum(partial(logprobs, model), each)
+            (loss / algorithm.divisor(batch)).backward()
+            total += loss.item() / algorithm.divisor(batch)
+            sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+    return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sums
+
+
+def split(examples: list[Example], tokens_per_rank_max: int, num_ranks: int = 1) -> list[Batch]:
+    return [
+        Loader(
+            examples,
+            samples_per_step=len(examples),
+            tokens_per_rank_max=tokens_per_rank_max,
+            seed=0,
+            rank=rank,
+            num_ranks=num_ranks,
+        ).batch(0)
+        for rank in range(num_ranks)
+    ]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_packing_ranks_and_fillers_change_nothing(name: str) -> None:
+    examples = pairs()
+    loss, gradients, metrics = learned(SETTINGS[name], split(examples, 200))
+    for tokens, num_ranks in ((24, 1), (60, 2), (200, 8)):
+        other, others, other_metrics = learned(SETTINGS[name], split(examples, tokens, num_ranks))
+        assert other == pytest.approx(loss, rel=LOSS_SUM_FP32_RELATIVE)
+        assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-5)
+        assert others.keys() == gradients.keys()
+        for weight, gradient in gradients.items():
+            assert (others[weight] - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), weight
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_filler_gives_no_loss_no_reward_and_a_zero_gradient_for_every_weight(name: str) -> None:
+    model, filler = tiny_model(), microbatch(pairs(2), weighted=False)
+    loss, metrics = Preference(SETTINGS[name]).loss_sum(partial(logprobs, model), filler)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert set(metrics.values()) == {0.0}
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_only_completions_are_scored() -> None:
+    """The sum over the scores of a whole pack, token by token: the weight is that of the predicted token."""
+    model, together = tiny_model(), microbatch(pairs())
+    got, lengths = document_logprobs(partial(logprobs, model), together)
+    scores = logits(model, together).log_softmax(-1)
+    starts = together.document_starts_D1.tolist()
+    for number, (start, end) in enumerate(itertools.pairwise(starts)):
+        learned_at = [at for at in range(start + 1, end) if together.weights_T[at] > 0]
+        expected = sum(scores[at - 1, together.token_ids_T[at]].item() for at in learned_at)
+        assert got[number].item() == pytest.approx(expected, rel=1e-5)
+        assert lengths[number].item() == len(learned_at)
+
+
+def with_own_reference(examples: list[Example], change: float = 0.0) -> list[Example]:
+    sums, _ = document_logprobs(partial(logprobs, tiny_model()), microbatch(examples))
+    return [
+        replace(each, columns={REFERENCE: part.detach().numpy() + np.float32([change, 0])})
+        for each, part in zip(examples, sums.split(2), strict=True)
+    ]
+
+
+def test_dpo_begins_at_the_logarithm_of_two_and_ipo_at_the_square_of_its_aim() -> None:
+    examples = with_own_reference(pairs())
+    batches = split(examples, 200)
+    assert learned(SETTINGS["sigmoid"], batches)[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert learned(SETTINGS["ipo"], batches)[0] == pytest.approx(4.0, rel=1e-6)
+    assert learned(SETTINGS["hinge"], batches)[0] == pytest.approx(1.0, rel=1e-6)
+
+
+def swapped(pair: Example) -> Example:
+    """The pair the other way round."""
+    middle = int(pair.document_starts[1])
+    halves: list[Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = [lambda x: x[middle:], lambda x: x[:middle]]
+    documents = [Example(half(pair.token_ids), half(pair.weights), pair.where) for half in halves]
+    return replace(joined(*documents), columns={REFERENCE: pair.columns[REFERENCE][::-1].copy()})
+
+
+def test_swapping_chosen_and_rejected_flips_the_gradient_of_dpo_where_it_begins() -> None:
+    examples = with_own_reference(pairs())
+    _, there, _ = learned(SETTINGS["sigmoid"], split(examples, 200))
+    _, back, _ = learned(SETTINGS["sigmoid"], split([swapped(each) for each in examples], 200))
+    for name, gradient in there.items():
+        assert gradient.abs().max() > 0
+        assert (gradient + back[name]).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), name
+
+
+def test_a_step_along_the_gradient_favours_what_was_chosen() -> None:
+    examples = with_own_reference(pairs())
+    (batch,) = split(examples, 200)
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss, _ = Preference(SETTINGS["sigmoid"]).loss_sum(partial(logprobs, model), batch.microbatches[0])
+    loss.backward()
+    optimizer.step()
+    _, metrics = Preference(SETTINGS["sigmoid"]).loss_sum(partial(logprobs, model), batch.microbatches[0])
+    assert metrics["reward_margin"] > 0
+    assert metrics["reward_accuracy"] == len(examples)
+
+
+def test_the_divisor_is_the_number_of_pairs() -> None:
+    assert Preference(SETTINGS["ipo"]).divisor(SimpleNamespace(num_samples=7)) == 7
