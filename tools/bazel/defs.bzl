@@ -100,6 +100,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
                 # In the key of a result, so that a pass on one model of card or driver is not shown for another.
                 "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
                 "PLUMBLINE_TORCH": row.torch,
+                "PLUMBLINE_VISIBLE": row.visible,
             } if row.cards else {}) | env,
             # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
             exec_properties = {"test.Pool": pool} if row.cards else {},

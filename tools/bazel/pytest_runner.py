@@ -9,6 +9,7 @@ machine with it fails before anything is collected, with an exit code of its own
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -102,15 +103,23 @@ def pytest_options(environment: dict[str, str], scratch: pathlib.Path) -> list[s
 
 
 def wrong_machine() -> str | None:
-    """What this machine lacks of what the test asks for, or None. A test for the cpu brings no code that would look."""
+    """What this machine lacks of what the test asks for; None if nothing, and then its cards are this process's alone.
+
+    A test for the cpu asks for nothing, and brings no code that would look.
+    """
     if os.environ.get("PLUMBLINE_ACCELERATOR", "cpu") == "cpu":
         return None
     from tools.devices.check import LEASED, asked_in, problem
     from tools.devices.detect import devices
+    from tools.devices.lease import TooFewError, lease_for_this_process
 
+    found = devices()
+    # Of too few, the check below says more.
+    with contextlib.suppress(TooFewError):
+        lease_for_this_process(found)
     torch = importlib.util.find_spec("torch")
     version = pathlib.Path(torch.origin).with_name("version.py") if torch and torch.origin else None
-    return problem(asked_in(os.environ), devices(), os.environ.get(LEASED), version)
+    return problem(asked_in(os.environ), found, os.environ.get(LEASED), version)
 
 
 def report_infrastructure(reason: str) -> int:

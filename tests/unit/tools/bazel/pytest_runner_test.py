@@ -56,6 +56,7 @@ ASKS = {
     "PLUMBLINE_CARDS": "2",
     "PLUMBLINE_CARD_GIB": "15",
     "PLUMBLINE_TORCH": "cuda",
+    "PLUMBLINE_VISIBLE": "CUDA_VISIBLE_DEVICES",
     "PLUMBLINE_HARDWARE": "NVIDIA L4, driver 570.86",
 }
 
@@ -64,7 +65,9 @@ def test_a_test_on_a_machine_without_its_cards_is_a_failure_of_the_infrastructur
     said = tmp_path / "infrastructure"
     search = nvidia_smi(tmp_path / "bin", "GPU-1, NVIDIA L4, 23034, 570.86")
     path = f"{search}:{os.environ['PATH']}"
-    result = run("passes", **ASKS, PATH=path, TEST_INFRASTRUCTURE_FAILURE_FILE=str(said))
+    result = run(
+        "passes", **ASKS, PATH=path, PLUMBLINE_LEASES=str(tmp_path), TEST_INFRASTRUCTURE_FAILURE_FILE=str(said)
+    )
     reason = "cards: 1 of gpu-nvidia; expected 2 or more."
     assert result.code == EXIT_CODE, result.output
     assert f"infrastructure, not the code: {reason}" in result.output
@@ -75,7 +78,7 @@ def test_a_test_on_a_machine_without_its_cards_is_a_failure_of_the_infrastructur
 def test_a_test_on_a_machine_with_its_cards_runs(run, tmp_path) -> None:
     search = nvidia_smi(tmp_path / "bin", *(f"GPU-{each}, NVIDIA L4, 23034, 570.86" for each in range(2)))
     path = f"{search}:{os.environ['PATH']}"
-    assert run("passes", **ASKS, PATH=path).cases["test_adds"] == "passed"
+    assert run("passes", **ASKS, PATH=path, PLUMBLINE_LEASES=str(tmp_path)).cases["test_adds"] == "passed"
     leased = run("passes", **ASKS, PATH=path, PLUMBLINE_LEASED="GPU-0")
     assert leased.code == EXIT_CODE, "one that was leased less than it asked for"
 
