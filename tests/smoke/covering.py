@@ -91,11 +91,15 @@ def _cell(like: Cell, chosen: Sequence[Choice]) -> Cell:
 
 
 def alone(allowed: Iterable[Cell]) -> Iterator[Cell]:
-    """Each framework by itself and with each single feature that it allows; on two ranks if there are such cells."""
+    """Each framework by itself with each recipe, and with each single feature that it allows under the first of them.
+
+    On two ranks if there are such cells.
+    """
     best: dict[tuple[str, str, tuple[str, ...]], Cell] = {}
     for cell in allowed:
         key = (cell.recipe, cell.framework, cell.features)
-        if len(cell.features) <= 1 and (key not in best or _is_better(cell, best[key])):
+        num_max = 1 if cell.recipe == next(iter(cell.tables.recipes)) else 0
+        if len(cell.features) <= num_max and (key not in best or _is_better(cell, best[key])):
             best[key] = cell
     yield from best.values()
 

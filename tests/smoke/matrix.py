@@ -32,7 +32,7 @@ from training.plan import Machine, Plan, Refusal, plan
 
 FEATURES_TOGETHER_MAX = 3
 """Sets of features double with each row, and 20 rows would make a million: no night is as long. Three on one framework
-and one number of cards are already five choices that meet."""
+and one number of cards are already five choices that meet. A recipe beside the first is one of the three."""
 
 Settings = Mapping[str, Any]
 """Full names of settings and their values: {"parallel.offload": True}."""
@@ -64,14 +64,39 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """A way to learn, as its cells run it."""
+
+    settings: Settings
+    config: type[SftConfig] = SftConfig
+    """What the settings come to."""
+
+
+@dataclass(frozen=True)
 class Tables:
     """All there is to combine."""
 
     variants: Mapping[str, Variant]
     frameworks: Mapping[str, Settings]
     features: Mapping[str, Feature]
-    recipes: Mapping[str, Settings]
+    recipes: Mapping[str, Recipe]
+    """The first is proven with each single feature on each framework; what features do is no matter of a recipe."""
 
+
+# Three times five steps with a checkpoint after each five, on 8 samples a step: two for each of four ranks, and more
+# tokens than fit one microbatch of a single one.
+ABBREVIATED: Settings = {
+    "model.path": "base",
+    "data.path": "data.jsonl",
+    "data.validation_fraction": 0.1,
+    "batch.samples_per_step": 8,
+    "batch.tokens_per_rank_max": 192,
+    "optimizer.learning_rate_peak": 0.004,
+    "checkpoint.steps_between": 5,
+    "run.num_steps": 15,
+    "run.num_threads": 1,
+    "run.out": "out",
+}
 
 PACKAGES = ("bitsandbytes", "liger_kernel")
 """What the machines of all variants have installed of what only some settings need."""
@@ -115,20 +140,7 @@ TABLES = Tables(
         "synchronous": Feature({"checkpoint.asynchronous": False}),
     },
     recipes={
-        # Three times five steps with a checkpoint after each five, on 8 samples a step: two for each of four ranks, and
-        # more tokens than fit one microbatch of a single one.
-        "sft": {
-            "model.path": "base",
-            "data.path": "chat.jsonl",
-            "data.validation_fraction": 0.1,
-            "batch.samples_per_step": 8,
-            "batch.tokens_per_rank_max": 192,
-            "optimizer.learning_rate_peak": 0.004,
-            "checkpoint.steps_between": 5,
-            "run.num_steps": 15,
-            "run.num_threads": 1,
-            "run.out": "out",
-        },
+        "sft": Recipe(ABBREVIATED),
     },
 )
 
@@ -183,7 +195,7 @@ class Cell:
     @property
     def settings(self) -> Settings:
         """Every setting that it gives; features last."""
-        given = dict(self.tables.recipes[self.recipe])
+        given = dict(self.tables.recipes[self.recipe].settings)
         given["run.device"] = self.tables.variants[self.variant].device
         given |= {**self.tables.frameworks[self.framework], "parallel.ranks": self.cards}
         for each in self.features:
@@ -197,14 +209,15 @@ class Cell:
         for name, value in self.settings.items():
             section, _, setting = name.partition(".")
             sections.setdefault(section, {})[setting] = value
-        types = get_type_hints(SftConfig)
-        made = {name: _section(types[name])(**values) for name, values in sections.items()}
-        return SftConfig(**made)
+        made = self.tables.recipes[self.recipe].config
+        types = get_type_hints(made)
+        return made(**{name: _section(types[name])(**values) for name, values in sections.items()})
 
     @property
     def words(self) -> list[str]:
         """Its settings as words of the command line."""
-        optional = {name for name, hint in get_type_hints(SftConfig).items() if type(None) in get_args(hint)}
+        types = get_type_hints(self.tables.recipes[self.recipe].config)
+        optional = {name for name, hint in types.items() if type(None) in get_args(hint)}
         switched_on = sorted({name.partition(".")[0] for name in self.settings} & optional)
         said = [f"--{name}={{}}" for name in switched_on]
         return said + [f"--{name}={_word(value)}" for name, value in self.settings.items()]
@@ -226,8 +239,10 @@ def _word(value: Any) -> str:
 def cells(tables: Tables = TABLES) -> Iterator[Cell]:
     """Every cell with up to FEATURES_TOGETHER_MAX features, by recipe, variant, framework, cards and their number."""
     subsets = list(_subsets(tables.features))
-    for recipe, (variant, row) in itertools.product(tables.recipes, tables.variants.items()):
-        for framework, cards, features in itertools.product(tables.frameworks, row.cards, subsets):
+    for number, (recipe, (variant, row)) in enumerate(itertools.product(tables.recipes, tables.variants.items())):
+        num_max = FEATURES_TOGETHER_MAX if number < len(tables.variants) else FEATURES_TOGETHER_MAX - 1
+        few = [each for each in subsets if len(each) <= num_max]
+        for framework, cards, features in itertools.product(tables.frameworks, row.cards, few):
             yield Cell(recipe, variant, framework, cards, features, tables)
 
 

@@ -25,7 +25,10 @@ from tests.support.chats import sums, write_jsonl
 from training.config import RunConfig
 from training.models.tiny import save_tiny
 
-NUM_CHATS = 36
+NUM_SAMPLES = 36
+
+DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {"sft": sums}
+"""What each recipe learns from: so many samples."""
 
 
 def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
@@ -75,10 +78,10 @@ def preload(cell: Cell) -> None:
 
 
 def set_up(cell: Cell, folder: Path) -> None:
-    """Writes a tiny model and conversations, as a person would have them."""
+    """Writes a tiny model and samples, as a person would have them."""
     (folder / "cell.json").write_text(json.dumps({"name": cell.name}) + "\n", encoding="utf-8")
     save_tiny(folder / cell.settings["model.path"])
-    write_jsonl(folder / cell.settings["data.path"], sums(NUM_CHATS))
+    write_jsonl(folder / cell.settings["data.path"], DATA[cell.recipe](NUM_SAMPLES))
 
 
 def forked(work: Callable[..., object], *arguments: Any) -> None:
