@@ -2,6 +2,7 @@
 
     python -m training sft      --model DIR --data chat.jsonl --out DIR [settings]
     python -m training dpo      --model DIR --data pairs.jsonl --out DIR [settings]
+    python -m training grpo     --model DIR --data prompts.jsonl --out DIR [settings]
     python -m training plan dpo --model DIR --data pairs.jsonl --out DIR [settings]
 
 Every setting is a field of `training.config`, spelt `--section.field`, and its help is the docstring under the field:
@@ -42,6 +43,7 @@ ENVIRONMENT = {
 COMMANDS = {
     "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
     "dpo": "Learn from pairs of completions of which one was chosen: DPO, IPO, hinge, robust, ORPO or SimPO.",
+    "grpo": "Learn from rewards of what the model says: GRPO, with the choices of DAPO, Dr. GRPO and RLOO.",
     "plan": "Print what the settings of sft, or of the command named after it (plan dpo), resolve to on this machine, "
     "or why they are refused; train nothing.",
 }

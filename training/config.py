@@ -14,7 +14,7 @@ from typing import Literal
 
 from training.errors import ConfigError
 
-RecipeKind = Literal["sft", "dpo"]
+RecipeKind = Literal["sft", "dpo", "grpo"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
@@ -28,6 +28,10 @@ Device = Literal["auto", "cpu", "cuda", "xpu"]
 Resume = Literal["auto", "never", "must"]
 BackendKind = Literal["auto", "single", "ddp", "fsdp", "deepspeed"]
 ZeroStage = Literal[1, 2, 3]
+Advantage = Literal["group", "rloo"]
+LengthNormalization = Literal["sequence", "token", "constant"]
+KlEstimator = Literal["auto", "k1", "k2", "k3"]
+OnRewardError = Literal["stop", "count"]
 Export = Literal["auto", "model", "adapter", "merged", "adapter+merged", "none"]
 
 
@@ -101,7 +105,8 @@ class DataConfig:
 
     path: str
     """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text; of
-    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}."""
+    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}; for grpo {"prompt": [messages] or a
+    string, "answer": …} with whatever rewards read."""
 
     kind: DataKind = "chat"
     """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
@@ -517,5 +522,98 @@ class DpoConfig(SftConfig):
         return "dpo"
 
 
-CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig}
+@dataclass(frozen=True)
+class RlConfig:
+    """How completions are drawn, judged and learned from; `training/algorithms/grpo.py` has the formulas."""
+
+    rewards: tuple[str, ...] = ("training.rollout.verifiers:exact",)
+    """Functions reward(prompt, completion, **columns), as a list: ["module:function", "0.5*file.py:function"]. The
+    reward of a completion is their weighted sum. Default: 1 if the completion is the line's `answer`, else 0."""
+
+    on_reward_error: OnRewardError = "stop"
+    """What to do when a reward raises: `stop` with the sample's line, or `count` it as 0 and in the records."""
+
+    group_size: int = 8
+    """Completions drawn for each prompt, whose rewards are compared with each other. More is steadier and slower."""
+
+    advantage: Advantage = "group"
+    """What a reward is compared with: the mean of its `group` (GRPO, arXiv 2402.03300), or the mean of the others in it
+    (`rloo`, arXiv 2402.14740)."""
+
+    divide_by_std: bool | None = None
+    """Give the advantages of each group the same spread. Default: true; false is Dr. GRPO (arXiv 2503.20783), which
+    does not weigh easy and hard prompts up. Not for rloo."""
+
+    length_normalization: LengthNormalization = "token"
+    """What counts alike: each `sequence` (GRPO), each `token` (DAPO, arXiv 2503.14476), or each token by the `constant`
+    completion_tokens_max (Dr. GRPO). By token, since long completions would learn slowly by sequence."""
+
+    clip_low: float = 0.2
+    """How far the probability of a token may fall below that of the policy it was drawn from, as a share, before the
+    gradient stops."""
+
+    clip_high: float = 0.2
+    """How far it may rise. DAPO takes 0.28, so that rare tokens can become likelier."""
+
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence from the model that the run began with. 0 needs no such model; with lora it is the
+    one under the adapter, else a second copy on every rank."""
+
+    kl_estimator: KlEstimator = "auto"
+    """How the divergence is estimated from the drawn tokens. auto: k3. Only with kl_coefficient."""
+
+    importance_max: float | None = None
+    """Correct for a sampler whose arithmetic is not that of training, by the ratio of their probabilities and at most
+    this. Default: no correction, for here one model does both; the records have the mismatch."""
+
+    steps_per_rollout: int = 1
+    """Optimizer steps that share the completions of one rollout, each with its own. 1 is on-policy."""
+
+    epochs_per_rollout: int = 1
+    """Times that each completion is learned from."""
+
+    temperature: float = 1.0
+    """Of drawing. Ratios and records have the log-probabilities of the model itself, at 1."""
+
+    top_p: float = 1.0
+    """Draw from the fewest tokens that have this probability together. 1 draws from all."""
+
+    completion_tokens_max: int = 256
+    """Tokens after which a completion is cut off."""
+
+    sequences_per_call: int = 64
+    """Completions that a rank draws at a time. Decides the memory of keys and values, and results only by rounding."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which the formulas are defined."""
+        if not self.rewards or "" in self.rewards:
+            hint = "name functions as module:function or file.py:function"
+            raise ConfigError("rl.rewards", got="no reward", expected="at least one function", hint=hint)
+        _at_least("rl.group_size", self.group_size, 2, "a completion is compared with others of its group")
+        _fraction("rl.clip_low", self.clip_low, "0.2 is usual")
+        _above("rl.clip_high", self.clip_high, 0.0, "0.2 is usual, 0.28 in DAPO")
+        _at_least("rl.kl_coefficient", self.kl_coefficient, 0.0, "0.001 to 0.04 is usual; 0 leaves the term out")
+        if self.importance_max is not None:
+            _above("rl.importance_max", self.importance_max, 0.0, "2 is usual; leave it out for no correction")
+        for name in ("steps_per_rollout", "epochs_per_rollout", "completion_tokens_max", "sequences_per_call"):
+            _at_least(f"rl.{name}", getattr(self, name), 1, "it is a count")
+        _above("rl.temperature", self.temperature, 0.0, "1 is usual: at 0 all completions of a group are the same")
+        if not 0.0 < self.top_p <= 1.0:
+            hint = "1 draws from all tokens"
+            raise ConfigError("rl.top_p", got=str(self.top_p), expected="above 0 and at most 1", hint=hint)
+
+
+@dataclass(frozen=True)
+class GrpoConfig(SftConfig):
+    """Learning from rewards of completions: everything a user may decide."""
+
+    rl: RlConfig = field(default_factory=RlConfig)
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "grpo"
+
+
+CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "grpo": GrpoConfig}
 """The config of each recipe."""

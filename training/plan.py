@@ -17,6 +17,7 @@ from training.config import (
     Attention,
     DataKind,
     DpoConfig,
+    GrpoConfig,
     LoraConfig,
     OnBadSample,
     OnLongSample,
@@ -26,6 +27,7 @@ from training.config import (
     Quantization,
     RecipeKind,
     Resume,
+    RlConfig,
     SftConfig,
     ZeroStage,
 )
@@ -86,6 +88,8 @@ class Plan:
     """What is learned from pairs, with nothing open that the loss needs; None for other recipes."""
     reference: str | None
     """Where reference log-probabilities come from: initial, adapter, or the path of a model; None needs none."""
+    rl: RlConfig | None
+    """How completions are drawn and learned from, with everything decided; None for other recipes."""
 
     data_path: str
     data_kind: DataKind
@@ -184,6 +188,7 @@ class Plan:
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
             **_described_preference(self.preference, self.reference),
+            **_described_rl(self.rl),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (", Liger's kernels" if self.liger else "")
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
@@ -268,6 +273,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         lora=config.lora,
         preference=_preference(config),
         reference=_reference(config),
+        rl=_rl(config),
         data_path=data.path,
         data_kind=data.kind,
         validation_path=data.validation_path,
@@ -337,6 +343,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     yield from _parallel_refusals(config, machine)
     yield from _model_refusals(config, machine)
     yield from _preference_refusals(config)
+    yield from _rl_refusals(config)
     if run.num_epochs is not None and run.num_steps is not None:
         got = f"{run.num_epochs}, while run.num_steps is {run.num_steps}"
         yield Refusal("run.num_epochs", got, "one of the two", "leave out the one you do not mean")
@@ -503,7 +510,7 @@ REFERENCE_FREE = ("orpo", "simpo")
 
 def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
     """The rules of what is learned from pairs."""
-    if config.recipe != "sft" and config.data.kind != "chat":
+    if config.recipe not in ("sft", "grpo") and config.data.kind != "chat":
         got = f"{config.data.kind}, for {config.recipe}"
         yield Refusal("data.kind", got, "chat", "leave it out: completions are turns of a conversation")
     if not isinstance(config, DpoConfig):
@@ -562,6 +569,69 @@ def _described_preference(preference: PreferenceConfig | None, reference: str | 
     ]
     line = f"{preference.loss}, {', '.join(said)}" + (", length-normalized" if preference.length_normalized else "")
     return {"preference": line + (f"; reference: {reference}" if reference else "")}
+
+
+def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
+    """The rules of learning from rewards."""
+    if not isinstance(config, GrpoConfig):
+        return
+    rl, data, batch = config.rl, config.data, config.batch
+    num_samples = batch.samples_per_step * rl.steps_per_rollout
+    if num_samples % rl.group_size:
+        got = f"{rl.group_size}, with rollouts of {num_samples} completions"
+        hint = "change it, batch.samples_per_step or rl.steps_per_rollout"
+        yield Refusal("rl.group_size", got, "groups that come out even", hint)
+    if rl.advantage == "rloo" and rl.divide_by_std is not None:
+        got = f"{str(rl.divide_by_std).lower()}, with rl.advantage rloo"
+        yield Refusal("rl.divide_by_std", got, "group", "leave it out: rloo never divides")
+    if rl.kl_estimator != "auto" and not rl.kl_coefficient:
+        got = f"{rl.kl_estimator}, without kl_coefficient"
+        yield Refusal("rl.kl_estimator", got, "a divergence to estimate", "add --kl-coefficient 0.01, or leave it out")
+    room = data.tokens_per_sample_max or batch.tokens_per_rank_max
+    if rl.completion_tokens_max >= room:
+        got = f"{rl.completion_tokens_max}, of {room} tokens in a sample"
+        hint = "raise batch.tokens_per_rank_max, or data.tokens_per_sample_max if it is given"
+        yield Refusal("rl.completion_tokens_max", got, "room for a prompt", hint)
+    if data.on_long_sample == "truncate":
+        hint = "take skip: a prompt without its end asks something else"
+        yield Refusal("data.on_long_sample", "truncate, for prompts", "stop or skip", hint)
+    for name, value in (("path", data.validation_path), ("fraction", data.validation_fraction)):
+        if value:
+            hint = "leave it out: rewards are in the records of each step"
+            yield Refusal(f"data.validation_{name}", f"{value}, for grpo", "no validation loss", hint)
+    hint = "leave it out: a ratio would compare two models that differ by chance"
+    if config.model.neftune_alpha:
+        yield Refusal("model.neftune_alpha", f"{config.model.neftune_alpha:g}, for grpo", "no noise", hint)
+    if config.lora and config.lora.dropout:
+        yield Refusal("lora.dropout", f"{config.lora.dropout:g}, for grpo", "0", hint)
+
+
+def _rl(config: SftConfig) -> RlConfig | None:
+    """How completions are drawn and learned from, with what is left open decided."""
+    if not isinstance(config, GrpoConfig):
+        return None
+    rl = config.rl
+    return replace(
+        rl,
+        divide_by_std=rl.advantage == "group" and rl.divide_by_std is not False,
+        kl_estimator="k3" if rl.kl_coefficient and rl.kl_estimator == "auto" else rl.kl_estimator,
+    )
+
+
+def _described_rl(rl: RlConfig | None) -> dict[str, str]:
+    """Lines on how completions are drawn and learned from."""
+    if rl is None:
+        return {}
+    kl = f"KL {rl.kl_coefficient:g} ({rl.kl_estimator})" if rl.kl_coefficient else "no KL"
+    return {
+        "rewards": f"{' + '.join(rl.rewards)}; one that raises: {rl.on_reward_error}",
+        "rollout": f"groups of {rl.group_size}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
+        f"time, temperature {rl.temperature:g}, top-p {rl.top_p:g}; for {rl.steps_per_rollout} step(s), seen "
+        f"{rl.epochs_per_rollout} time(s)",
+        "advantage": f"{rl.advantage}{' / std' if rl.divide_by_std else ''}, weighed by {rl.length_normalization}; "
+        f"clip {rl.clip_low:g} {rl.clip_high:g}, {kl}"
+        + (f", importance up to {rl.importance_max:g}" if rl.importance_max is not None else ""),
+    }
 
 
 def _optimizer_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:

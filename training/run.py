@@ -4,6 +4,7 @@ A recipe says what is read and what is learned; everything else is here, once. L
 
     plan.txt  metrics.jsonl  summary.json     what was decided, what happened, what it came to
     run.json                                  who took part, and where
+    completions.jsonl                         what the model said and what for, if it learns from that
     reference.safetensors                     what the model was compared with, if the loss compares
     checkpoints/                              to go on from
     model/  or  adapter/ and merged/          Hugging Face directories
@@ -14,14 +15,14 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from training.algorithms.algorithm import Algorithm
+from training.algorithms.algorithm import Algorithm, Logprobs
 from training.checkpoint.export import export
 from training.checkpoint.lock import only_process
 from training.checkpoint.resume import Place, check_same, find, load
@@ -196,7 +197,10 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         )
         data = replace(data, training=sets["training"], validation=sets["validation"])
 
-    batches = Loader(
+    makes = None
+    if isinstance(recipe, MakesBatches):
+        makes = recipe.batches(plan, data.training, Running(trained, tokenizer, backend, scored))
+    batches = makes or Loader(
         data.training,
         samples_per_step=plan.samples_per_step,
         tokens_per_rank_max=plan.tokens_per_rank_max,
@@ -225,10 +229,14 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         restore(saved.tensors, trained, optimizer, is_whole=saved.is_whole)
         first_step = saved.step
         patience.heard = Heard(**saved.state["heard"])
-        del saved
+    if makes:
+        makes.restore(first_step, saved.state["batches"] if saved else None)
+    del saved
+    num_taken = first_step
 
     def take_step(step: int) -> StepRecord:
-        return train_step(
+        nonlocal num_taken
+        record = train_step(
             batches.batch(step),
             model=trained,
             algorithm=algorithm,
@@ -238,6 +246,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             gradient_norm_max=plan.gradient_norm_max,
             logprobs=scored,
         )
+        num_taken = step + 1
+        return makes.described(record) if makes else record
 
     def validation_loss(step: int) -> ValidationRecord:
         held_out = Loader(
@@ -259,6 +269,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             "replicated": replicated_names(trained),
             "num_shards": backend.num_shards,
             "heard": asdict(patience.heard),
+            "batches": makes.state(num_taken) if makes else None,
         }
 
     savers = backend.apart(seconds_max=plan.collective_seconds_max)
@@ -362,6 +373,52 @@ def _check_ranks_agree(backend: Backend, facts: dict[str, Any]) -> None:
                     expected=f"{everyone[0][name]}, as on rank 0",
                     hint="give every machine the same files, and an --out that all of them share",
                 )
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a recipe that makes its own batches finds when it begins."""
+
+    model: nn.Module
+    """As its backend trains it."""
+    tokenizer: PreTrainedTokenizerBase
+    backend: Backend
+    logprobs: Logprobs
+    """The model's answers to an algorithm."""
+
+
+class Batches(Protocol):
+    """Batches that depend on the model, and so on what was learned before."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every sample is seen once."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; steps are asked for in order, by all ranks."""
+        ...
+
+    def described(self, record: StepRecord) -> StepRecord:
+        """The record of the step whose batch was the last, with what else there is to say of it."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint after so many steps needs to go on, as JSON values, the same on every rank."""
+        ...
+
+    def restore(self, step: int, state: dict[str, Any] | None) -> None:
+        """Goes on after so many steps, with what `state` returned; called once, at the beginning as well."""
+        ...
+
+
+@runtime_checkable
+class MakesBatches(Protocol):
+    """A recipe whose batches do not stand in a file."""
+
+    def batches(self, plan: Plan, examples: list[Example], running: Running) -> Batches:
+        """The batches of the run."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from training.metrics.summary import RunSummary
 from training.plan import Plan
 from training.recipes.dpo import DpoRecipe
+from training.recipes.grpo import GrpoRecipe
 from training.recipes.sft import SftRecipe
 from training.run import Recipe
 from training.run import train as _train
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe}
+RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "grpo": GrpoRecipe}
 """Every recipe by the name that plans and the command line call it."""
 
 

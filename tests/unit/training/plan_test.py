@@ -11,12 +11,14 @@ from training.config import (
     CheckpointConfig,
     DataConfig,
     DpoConfig,
+    GrpoConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     PreferenceConfig,
     PreferenceLoss,
+    RlConfig,
     RunConfig,
     ScheduleConfig,
     SftConfig,
@@ -27,6 +29,7 @@ from training.plan import Machine, Plan, Refusal, plan
 MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 DPO = DpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+GRPO = GrpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
     "lora, wsd and validation": replace(
@@ -46,6 +49,8 @@ BASES = {
         f"dpo, {loss}": replace(DPO, preference=PreferenceConfig(loss=loss), lora=LoraConfig())
         for loss in get_args(PreferenceLoss)
     },
+    "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
+    "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -339,6 +344,61 @@ def test_settings_that_do_not_combine_are_refused_with_a_reason(changed: dict[st
     error = answer.as_error()
     assert isinstance(error, PlanRefused)
     assert str(error) == message
+
+
+REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
+    (
+        {"rl": RlConfig(group_size=5)},
+        "rl.group_size: 5, with rollouts of 16 completions; expected groups that come out even. hint: change it, "
+        "batch.samples_per_step or rl.steps_per_rollout",
+    ),
+    (
+        {"rl": RlConfig(advantage="rloo", divide_by_std=True)},
+        "rl.divide_by_std: true, with rl.advantage rloo; expected group. hint: leave it out: rloo never divides",
+    ),
+    (
+        {"rl": RlConfig(kl_estimator="k3")},
+        "rl.kl_estimator: k3, without kl_coefficient; expected a divergence to estimate. hint: add --kl-coefficient "
+        "0.01, or leave it out",
+    ),
+    (
+        {"batch": BatchConfig(tokens_per_rank_max=256)},
+        "rl.completion_tokens_max: 256, of 256 tokens in a sample; expected room for a prompt. hint: raise "
+        "batch.tokens_per_rank_max, or data.tokens_per_sample_max if it is given",
+    ),
+    (
+        {"data": DataConfig("d", on_long_sample="truncate")},
+        "data.on_long_sample: truncate, for prompts; expected stop or skip. hint: take skip: a prompt without its end "
+        "asks something else",
+    ),
+    (
+        {"data": DataConfig("d", validation_path="v")},
+        "data.validation_path: v, for grpo; expected no validation loss. hint: leave it out: rewards are in the "
+        "records of each step",
+    ),
+    (
+        {"data": DataConfig("d", validation_fraction=0.1)},
+        "data.validation_fraction: 0.1, for grpo; expected no validation loss. hint: leave it out: rewards are in the "
+        "records of each step",
+    ),
+    (
+        {"model": ModelConfig("m", neftune_alpha=5.0)},
+        "model.neftune_alpha: 5, for grpo; expected no noise. hint: leave it out: a ratio would compare two models "
+        "that differ by chance",
+    ),
+    (
+        {"lora": LoraConfig(dropout=0.1)},
+        "lora.dropout: 0.1, for grpo; expected 0. hint: leave it out: a ratio would compare two models that differ by "
+        "chance",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED_FOR_GRPO)
+def test_settings_that_do_not_combine_with_rewards_are_refused(changed: dict[str, Any], message: str) -> None:
+    answer = plan(replace(GRPO, **changed), MACHINE)
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == message
 
 
 def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:

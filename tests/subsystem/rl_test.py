@@ -1,0 +1,197 @@
+"""Learning from rewards takes the same steps on one rank and on two, and goes on exactly, within a rollout too.
+
+A reward that a tiny model can have at once: the share of digits in what it says.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - so that forked processes need not spend seconds on it
+import pytest
+
+import training.parallel.fsdp  # noqa: F401 - the same
+from tests.subsystem.processes import records_of, tensors_of
+from tests.support.chats import write_jsonl
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+from training.checkpoint.manifest import POINTER
+from training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    GrpoConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RlConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from training.errors import RewardError, SampleError
+from training.metrics.records import StepRecord
+from training.models.tiny import save_tiny
+from training.parallel.deepspeed import preload
+from training.plan import Machine, Plan, plan
+from training.recipes import train
+
+preload("cpu")
+
+REWARD = """
+def share(prompt, completion, *, of, **others):
+    return sum(each in of for each in completion) / max(1, len(completion))
+
+def raises(prompt, completion, *, of, **others):
+    return 1 / 0
+"""
+
+PLACES: dict[str, dict[str, Any]] = {
+    "ddp x2": {"backend": "ddp", "num_ranks": 2},
+    "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
+    "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, prompts and rewards."""
+    directory = tmp_path_factory.mktemp("rl")
+    save_tiny(directory / "base")
+    write_jsonl(directory / "prompts.jsonl", [{"prompt": "say " * n, "of": "0123456789abcdef"} for n in range(1, 6)])
+    (directory / "rewards.py").write_text(REWARD)
+    return directory
+
+
+def planned(folder: Path, out: str, *, rl: dict[str, Any] | None = None, lora: bool = False, **changed: Any) -> Plan:
+    """Eight steps of eight completions, in rollouts of two steps that are seen twice."""
+    settings: dict[str, Any] = {
+        "rewards": (f"{folder}/rewards.py:share",),
+        "group_size": 4,
+        "steps_per_rollout": 2,
+        "epochs_per_rollout": 2,
+        "completion_tokens_max": 8,
+        "kl_coefficient": 0.05,
+        "importance_max": 2.0,
+        # On two ranks, two calls for the first and a filler for neither or one of them.
+        "sequences_per_call": 5,
+    }
+    config = GrpoConfig(
+        ModelConfig(str(folder / "base")),
+        DataConfig(str(folder / "prompts.jsonl")),
+        RunConfig(str(folder / out), num_steps=8, device="cpu"),
+        BatchConfig(samples_per_step=8, tokens_per_rank_max=128),
+        OptimizerConfig(learning_rate_peak=3e-3),
+        ScheduleConfig(shape="constant", warmup_fraction=0.0),
+        lora=LoraConfig() if lora else None,
+        parallel=ParallelConfig(ranks=changed.get("num_ranks", 1)),
+        checkpoint=CheckpointConfig(steps_between=2, export="none"),
+        rl=RlConfig(**settings | (rl or {})),
+    )
+    answer = plan(config, Machine(num_threads=1))
+    assert isinstance(answer, Plan)
+    return replace(answer, num_kept=9, collective_seconds_max=60, **changed)
+
+
+def completions(plan: Plan) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(plan.out) / "completions.jsonl").read_text("utf-8").splitlines()]
+
+
+def steps(plan: Plan) -> list[dict[str, float]]:
+    """What each step came to, without the time it took."""
+    kept = []
+    for record in records_of(Path(plan.out)):
+        assert isinstance(record, StepRecord)
+        values = record.metrics | {"loss": record.loss, "gradient norm": record.gradient_norm}
+        kept.append({name: value for name, value in values.items() if not name.startswith("seconds")})
+    return kept
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Plan:
+    """A finished run of one process."""
+    alone = planned(folder, "alone")
+    train(alone)
+    return alone
+
+
+def test_the_records_say_what_a_rollout_came_to(alone: Plan) -> None:
+    taken = steps(alone)
+    said = completions(alone)
+    assert len(taken) == 8
+    assert [each["step"] for each in said] == [0] * 16 + [4] * 16
+    for first in (0, 4):
+        here = [each for each in said if each["step"] == first]
+        assert taken[first]["reward_mean"] == pytest.approx(sum(each["reward"] for each in here) / 16, rel=1e-6)
+        assert taken[first]["length_mean"] == sum(each["num_tokens"] for each in here) / 16
+        for group in range(0, 16, 4):
+            assert len({each["where"] for each in here[group : group + 4]}) == 1
+            assert abs(sum(each["advantage"] for each in here[group : group + 4])) < 1e-5
+    assert len({each["where"] for each in said}) == 5, "in two rollouts of four prompts every prompt is asked"
+
+
+def test_the_first_step_is_on_policy_and_the_reference_is_where_it_began(alone: Plan) -> None:
+    first, *later = steps(alone)
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["clip_fraction"] == 0.0
+    assert first["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert any(abs(each["ratio"] - 1) > 1e-4 for each in later)
+    assert later[-1]["kl"] > 1e-6
+    assert all(each["mismatch_max"] < 1e-4 for each in [first, *later])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_several_ranks_take_the_steps_of_one(folder: Path, alone: Plan, place: str) -> None:
+    together = planned(folder, place.replace(" ", "-"), **PLACES[place])
+    train(together)
+    expected, got = steps(alone), steps(together)
+    assert [each["completion"] for each in completions(together)] == [each["completion"] for each in completions(alone)]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=20 * RANKS_FP32_RELATIVE, abs=2e-6), name
+
+
+@pytest.mark.parametrize(("place", "lora"), [("one process", False), ("fsdp x2", True)])
+@pytest.mark.parametrize("stopped_after", [2, 4])
+def test_a_run_goes_on_exactly_in_the_middle_of_a_rollout_and_between_two(
+    folder: Path, place: str, lora: bool, stopped_after: int
+) -> None:
+    whole = planned(folder, f"whole {place} {lora}", lora=lora, **PLACES.get(place, {}))
+    if not Path(whole.out).exists():
+        train(whole)
+    parts = replace(whole, out=f"{whole.out} parts {stopped_after}")
+    shutil.copytree(whole.out, parts.out)
+    checkpoints = Path(parts.out) / "checkpoints"
+    for later in checkpoints.glob("step-*"):
+        if int(later.name.rpartition("-")[2]) > stopped_after:
+            shutil.rmtree(later)
+    (checkpoints / POINTER).write_text(f"step-{stopped_after:08d}\n", encoding="utf-8")
+    train(replace(parts, resume="must"))
+    assert steps(parts) == steps(whole)
+    assert completions(parts) == completions(whole)
+    name = "checkpoints/step-00000008"
+    assert tensors_of(Path(parts.out) / name).keys() == tensors_of(Path(whole.out) / name).keys()
+    theirs = tensors_of(Path(whole.out) / name)
+    for key, value in tensors_of(Path(parts.out) / name).items():
+        assert value.equal(theirs[key]), key
+
+
+def test_a_reward_that_raises_stops_the_run_or_is_counted(folder: Path) -> None:
+    rewards = (f"{folder}/rewards.py:share", f"{folder}/rewards.py:raises")
+    with pytest.raises(RewardError, match=r"prompts.jsonl:\d: the reward .*:raises raised ZeroDivisionError"):
+        train(planned(folder, "stops", rl={"rewards": rewards}))
+    counted = planned(folder, "counts", rl={"rewards": rewards, "on_reward_error": "count"}, num_steps=1)
+    train(counted)
+    assert steps(counted)[0]["reward_errors"] == 16
+
+
+def test_a_line_that_is_no_prompt_is_refused_by_its_number(folder: Path) -> None:
+    path = write_jsonl(folder / "bad.jsonl", [{"prompt": "say"}, {"question": "say"}])
+    with pytest.raises(SampleError) as raised:
+        train(planned(folder, "refused", data_path=str(path)))
+    assert str(raised.value) == (
+        f"{path}:2: the sample has no prompt; expected a string or a list of messages under 'prompt'. hint: rename the "
+        "column, or skip bad samples with --on-bad-sample=skip"
+    )

@@ -1,0 +1,350 @@
+"""The batches of a run that learns from what its model says: a rollout every few steps, and the steps' shares of it.
+
+    prompts of the rollout → completions, shared by the ranks → rewards → all of it on every rank
+        → advantages in groups → log-probabilities of policy and reference as they are now → batches of steps
+
+A rollout's completions are seen `epochs_per_rollout` times, in other orders. Which prompts it has, and every draw of
+its completions, follow from the seed and its number.
+
+A checkpoint in the middle of a rollout holds the rest of it, since the weights it was drawn with are gone: what goes on
+from there sees the same samples, bit for bit. Between rollouts it holds nothing.
+"""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from training.algorithms.advantages import group_advantages, rloo_advantages
+from training.algorithms.algorithm import Logprobs
+from training.algorithms.grpo import ADVANTAGES, POLICY, REFERENCE, SAMPLED, token_weight
+from training.data.batch import Batch
+from training.data.example import Example
+from training.data.loader import Loader, permutation
+from training.data.prompts import Prompt
+from training.metrics.records import StepRecord
+from training.parallel.backend import Backend
+from training.plan import Plan
+from training.rollout.generate import Completion, Sampling, generate
+from training.rollout.rewards import Answered, Reward, Scored, score
+
+SAMPLE = "sample_D"
+"""Column with the number of each completion in its rollout."""
+
+MEANS = ("ratio", "clip_fraction", "entropy", "kl")
+"""Metrics of the algorithm that are means over tokens."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rank tells the others of one completion."""
+
+    number: int
+    completion: Completion
+    text: str
+    scored: Scored
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The samples of a few steps, the same on every rank."""
+
+    number: int
+    examples: list[Example]
+    metrics: dict[str, float]
+    """Of the completions; the same for each step that learns from them."""
+
+
+class Rollouts:
+    """Gives the batch of any step whose rollout is at hand, and makes the next rollout when a step is its first."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        prompts: Sequence[Prompt],
+        *,
+        model: nn.Module,
+        tokenizer: Any,
+        backend: Backend,
+        logprobs: Logprobs,
+        reference: Callable[[], AbstractContextManager[Logprobs]] | None,
+        rewards: Sequence[Reward],
+    ) -> None:
+        """Takes a model as its backend trains it.
+
+        Args:
+            plan: whose `rl` says how.
+            prompts: all of them, the same on every rank.
+            model: draws the completions.
+            tokenizer: the model's.
+            backend: what the ranks share.
+            logprobs: the model's answers to an algorithm.
+            reference: while entered, those of the reference; None if nothing asks for it.
+            rewards: what completions are judged by.
+        """
+        assert plan.rl is not None
+        self.plan, self.rl = plan, plan.rl
+        self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
+        self.model, self.backend, self.logprobs, self.reference = model, backend, logprobs, reference
+        self.steps_per_rollout = self.rl.steps_per_rollout * self.rl.epochs_per_rollout
+        self.num_samples = plan.samples_per_step * self.rl.steps_per_rollout
+        self.num_prompts = self.num_samples // self.rl.group_size
+        self._rollout: Rollout | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every prompt is asked once."""
+        return -(-len(self.prompts) // self.num_prompts) * self.steps_per_rollout
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; all ranks ask for it."""
+        number, within = divmod(step, self.steps_per_rollout)
+        if self._rollout is None or self._rollout.number != number:
+            self._rollout = self._roll(number)
+        batch = self._loader(
+            self._rollout.examples, self.plan.samples_per_step, seed=(self.plan.seed + number) % 2**32
+        ).batch(within)
+        return replace(batch, step=step, epoch=step // self.steps_per_epoch)
+
+    def described(self, record: StepRecord) -> StepRecord:
+        """The record with what its rollout came to, and the algorithm's means over tokens as such."""
+        assert self._rollout is not None
+        metrics = dict(record.metrics)
+        weight = metrics.pop("weight")
+        metrics |= {name: metrics[name] / weight for name in MEANS if name in metrics}
+        return replace(record, metrics=metrics | self._rollout.metrics)
+
+    def state(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint after `step` steps needs to go on, as JSON values."""
+        if step % self.steps_per_rollout == 0:
+            return None
+        assert self._rollout is not None
+        examples = self._rollout.examples
+        arrays = {
+            "lengths": np.array([len(each) for each in examples]),
+            "token_ids": np.concatenate([each.token_ids for each in examples]),
+            "weights": np.concatenate([each.weights for each in examples]),
+        } | {name: np.concatenate([each.columns[name] for each in examples]) for name in examples[0].columns}
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **arrays)
+        return {
+            "number": self._rollout.number,
+            "metrics": self._rollout.metrics,
+            "where": [each.where for each in examples],
+            "arrays": base64.b64encode(file.getvalue()).decode("ascii"),
+        }
+
+    def restore(self, step: int, state: dict[str, Any] | None) -> None:
+        """Goes on after `step` steps with what `state` returned then."""
+        if self.backend.rank == 0:
+            _drop_from(self._path, step)
+        if state is None:
+            return
+        arrays = np.load(io.BytesIO(base64.b64decode(state["arrays"])), allow_pickle=False)
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        split = {
+            name: np.split(arrays[name], ends if name.rpartition("_")[2] != "D" else len(ends) + 1)
+            for name in arrays.files
+            if name != "lengths"
+        }
+        ids, weights = split.pop("token_ids"), split.pop("weights")
+        examples = [
+            Example(ids[row], weights[row], where, columns={name: split[name][row] for name in split})
+            for row, where in enumerate(state["where"])
+        ]
+        self._rollout = Rollout(state["number"], examples, state["metrics"])
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.plan.out) / "completions.jsonl"
+
+    def _loader(self, examples: Sequence[Example], samples_per_step: int, *, seed: int | None = None) -> Loader:
+        return Loader(
+            examples,
+            samples_per_step=samples_per_step,
+            tokens_per_rank_max=self.plan.tokens_per_rank_max,
+            seed=seed or 0,
+            rank=self.backend.rank,
+            num_ranks=self.backend.num_ranks,
+            shuffle=seed is not None,
+            packing=self.plan.packing,
+        )
+
+    def _roll(self, number: int) -> Rollout:
+        started = time.perf_counter()
+        prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
+        asked = [prompt for prompt in prompts for _ in range(self.rl.group_size)]
+        mine = self._answers(number, asked)
+        everyone = [each for answers in self.backend.gather(mine) for each in answers]
+        answers = sorted(everyone, key=lambda answer: answer.number)
+        seconds = time.perf_counter() - started
+        rewards_PN = torch.tensor([each.scored.total for each in answers]).view(len(prompts), -1)
+        if self.rl.advantage == "rloo":
+            advantages_PN = rloo_advantages(rewards_PN)
+        else:
+            advantages_PN = group_advantages(rewards_PN, divide_by_std=bool(self.rl.divide_by_std))
+        advantages = advantages_PN.flatten().tolist()
+        examples = [
+            self._example(prompt, answer, advantage)
+            for prompt, answer, advantage in zip(asked, answers, advantages, strict=True)
+        ]
+        examples, mismatch = self._with_logprobs(examples)
+        if self.backend.rank == 0:
+            self._write(number * self.steps_per_rollout, asked, answers, advantages)
+        lengths = np.array([len(each.completion.token_ids) for each in answers])
+        metrics = {
+            "reward_mean": rewards_PN.mean().item(),
+            "reward_std": rewards_PN.std().item(),
+            "reward_errors": float(sum(each.scored.num_errors for each in answers)),
+            "length_mean": float(lengths.mean()),
+            "finished_fraction": float(np.mean([each.completion.is_finished for each in answers])),
+            "uniform_groups_fraction": (rewards_PN == rewards_PN[:, :1]).all(1).float().mean().item(),
+            "mismatch_mean": float(mismatch.mean()),
+            "mismatch_max": float(mismatch.max()),
+            "seconds_generating": seconds,
+        }
+        if len(self.rewards) > 1:
+            for each in self.rewards:
+                metrics[f"reward {each.name}"] = float(np.mean([a.scored.each[each.name] for a in answers]))
+        return Rollout(number, examples, metrics)
+
+    def _asked(self, number: int) -> Prompt:
+        """The prompt with this number in the order of all epochs."""
+        epoch, within = divmod(number, len(self.prompts))
+        return self.prompts[int(permutation(len(self.prompts), seed=self.plan.seed, epoch=epoch)[within])]
+
+    def _answers(self, rollout: int, asked: Sequence[Prompt]) -> list[Answer]:
+        """This rank's completions, scored. Every rank calls the model as often as the others."""
+        sampling = Sampling(
+            temperature=self.rl.temperature,
+            top_p=self.rl.top_p,
+            num_tokens_max=self.rl.completion_tokens_max,
+            stop_ids=frozenset({self.tokenizer.eos_token_id}),
+        )
+        rank, num_ranks, at_once = self.backend.rank, self.backend.num_ranks, self.rl.sequences_per_call
+        most = -(-len(asked) // num_ranks)
+        numbers = list(range(rank, len(asked), num_ranks))
+        completions: list[Completion] = []
+        for first in range(0, most, at_once):
+            here = numbers[first : first + at_once]
+            with self.backend.computing():
+                drawn = generate(
+                    self.model,
+                    # A rank that has none left keeps in step with one that is thrown away.
+                    [asked[each].token_ids for each in here or [0]],
+                    sampling=sampling,
+                    seeds=[_seed(self.plan.seed, rollout, each) for each in here or [0]],
+                    device=self.backend.device,
+                    all_done=lambda done: self.backend.sum_over_ranks(float(done)) == num_ranks,
+                )
+            completions += drawn[: len(here)]
+        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+        answered = [
+            Answered(asked[number].given, text, asked[number].others, asked[number].where)
+            for number, text in zip(numbers, texts, strict=True)
+        ]
+        scored = score(self.rewards, answered, stops_at_error=self.rl.on_reward_error == "stop")
+        return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
+
+    def _example(self, prompt: Prompt, answer: Answer, advantage: float) -> Example:
+        """Prompt and completion; the tokens of the completion count, the one that ended it among them."""
+        completion = answer.completion
+        num_given, num_drawn = len(prompt), len(completion.token_ids)
+        weight = token_weight(num_drawn, self.rl.length_normalization, self.rl.completion_tokens_max)
+
+        def after_prompt(values: Any) -> NDArray[np.float32]:
+            column = np.zeros(num_given + num_drawn, dtype=np.float32)
+            column[num_given:] = values
+            return column
+
+        return Example(
+            np.concatenate([prompt.token_ids, completion.token_ids]),
+            after_prompt(weight),
+            prompt.where,
+            columns={
+                ADVANTAGES: after_prompt(advantage),
+                SAMPLED: after_prompt(completion.logprobs),
+                SAMPLE: np.array([answer.number]),
+            },
+        )
+
+    def _with_logprobs(self, examples: Sequence[Example]) -> tuple[list[Example], NDArray[np.float32]]:
+        """The examples with what policy and reference say now, and how far sampler and policy are apart, by token."""
+        columns = {POLICY: self._scores(examples, self.logprobs)}
+        if self.reference is not None:
+            with self.reference() as logprobs:
+                columns[REFERENCE] = self._scores(examples, logprobs)
+        complete = [
+            replace(each, columns={**each.columns, **{name: column[row] for name, column in columns.items()}})
+            for row, each in enumerate(examples)
+        ]
+        apart = [np.abs(each.columns[POLICY] - each.columns[SAMPLED])[each.weights > 0] for each in complete]
+        return complete, np.concatenate(apart)
+
+    @torch.no_grad()
+    def _scores(self, examples: Sequence[Example], logprobs: Logprobs) -> list[NDArray[np.float32]]:
+        """Log-probabilities of the tokens that count, 0 elsewhere, of each example; the ranks share the work."""
+        was_training = self.model.training
+        self.model.eval()
+        found: dict[int, NDArray[np.float32]] = {}
+        for microbatch in self._loader(examples, len(examples)).batch(0).microbatches:
+            here = microbatch.to(self.backend.device)
+            next_K = here.weights_T[1:].nonzero().squeeze(1) + 1
+            with self.backend.computing():
+                logprobs_K = logprobs(here, next_K, None)
+            column_T = torch.zeros(here.num_tokens, device=next_K.device).index_copy(0, next_K, logprobs_K.float())
+            if len(next_K):
+                lengths = microbatch.document_starts_D1.diff().tolist()
+                parts = column_T.cpu().split_with_sizes(lengths)
+                found |= {
+                    int(number): part.numpy().copy()
+                    for number, part in zip(microbatch.columns[SAMPLE], parts, strict=True)
+                }
+        self.model.train(was_training)
+        everyone = self.backend.gather(found)
+        merged = {number: column for each in everyone for number, column in each.items()}
+        return [merged[number] for number in range(len(examples))]
+
+    def _write(
+        self, step: int, asked: Sequence[Prompt], answers: Sequence[Answer], advantages: Sequence[float]
+    ) -> None:
+        """Appends a line for each completion."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for prompt, answer, advantage in zip(asked, answers, advantages, strict=True):
+                line = {
+                    "step": step,
+                    "where": prompt.where,
+                    "prompt": prompt.given,
+                    "completion": answer.text,
+                    "reward": answer.scored.total,
+                    "rewards": dict(answer.scored.each),
+                    "advantage": advantage,
+                    "num_tokens": len(answer.completion.token_ids),
+                    "is_finished": answer.completion.is_finished,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _seed(*numbers: int) -> int:
+    """A seed for torch that depends on all of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Rewrites the file without the rollouts that will be made again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)
