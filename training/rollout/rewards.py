@@ -136,6 +136,6 @@ async def _score(reward: Reward, answered: Answered, stops_at_error: bool) -> fl
             got=f"the reward {reward.name} raised {type(error).__name__}: {error}, of the completion "
             f"{answered.completion[:200]!r}",
             expected="a finite number",
-            hint="correct the function or the line, or have such completions counted as 0",
+            hint="correct the function or the line, or count such completions as 0 with --on-reward-error count",
         ) from error
     return number

@@ -58,7 +58,7 @@ def test_a_reward_that_raises_is_named_with_its_sample_or_counted(own: str, name
         score(rewards, [answered("2")], stops_at_error=True)
     assert str(raised.value) == (
         f"prompts.jsonl:3: the reward {own}:{name} raised {got}, of the completion '2'; expected a finite number. "
-        "hint: correct the function or the line, or have such completions counted as 0"
+        "hint: correct the function or the line, or count such completions as 0 with --on-reward-error count"
     )
     (counted,) = score(rewards, [answered("2")], stops_at_error=False)
     assert (counted.total, counted.num_errors) == (1.0, 1)
