@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training import run
 from training.data.batch import Microbatch
 from training.models.forward import logits
-from training.recipes import sft
 
 
 def labels_shifted() -> None:
@@ -23,7 +23,7 @@ def labels_shifted() -> None:
         scores_KV = logits(model, microbatch, next_K - 1).float()
         return -torch.nn.functional.cross_entropy(scores_KV, labels_K, reduction="none")
 
-    sft.logprobs = shifted
+    run.logprobs = shifted
 
 
 FAULTS: dict[str, Callable[[], None]] = {"labels_shifted": labels_shifted}

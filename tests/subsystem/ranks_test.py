@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from tests.subsystem.processes import records_of
 from tests.subsystem.ranks import PLACES, planned
 from tests.support.tolerances import RANKS_FP32_RELATIVE
+from training import run
 from training.checkpoint.manifest import committed
 from training.checkpoint.save import save
 from training.config import LoraConfig
 from training.errors import CheckpointCorrupt, CheckpointError, RankFailed
 from training.metrics.records import StepRecord
-from training.recipes import sft as recipe
 from training.recipes import train
 from training.step import train_step
 
@@ -74,7 +74,7 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
 
     made = planned(tmp_path, num_steps=5, checkpoint_steps_between=2, **PLACES[place])
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "train_step", at_step(3, rank, fail))
+        patch.setattr(run, "train_step", at_step(3, rank, fail))
         with pytest.raises(RankFailed, match=rf"^rank {rank}: ValueError: boom; .* hint: its traceback is above"):
             train(made)
     assert f"rank {rank}: Traceback" in capfd.readouterr().err
@@ -89,7 +89,7 @@ def test_a_rank_that_is_killed_in_a_step_leaves_no_process_and_no_shared_memory(
 ) -> None:
     shared_before = set(os.listdir("/dev/shm"))
     made = planned(tmp_path, num_steps=5, **PLACES[place])
-    monkeypatch.setattr(recipe, "train_step", at_step(3, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    monkeypatch.setattr(run, "train_step", at_step(3, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
         train(made)
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
@@ -103,7 +103,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     def terminate() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(recipe, "train_step", at_step(2, rank, terminate))
+    monkeypatch.setattr(run, "train_step", at_step(2, rank, terminate))
     summary = train(planned(tmp_path))
     assert (summary.stopped_by, summary.num_steps) == ("SIGTERM", 3)
     assert [each.name for each in committed(tmp_path / "out/checkpoints")] == ["step-00000003"]
@@ -154,7 +154,7 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
         crashed = replace(whole, out=str(tmp_path / f"crashed-{number}"))
         # Ranks are forked from this process, so they save with what is put in place here.
         with monkeypatch.context() as patch:
-            patch.setattr(recipe, "save", saving(kill))
+            patch.setattr(run, "save", saving(kill))
             with pytest.raises(RankFailed, match=r"^rank 1: it was killed by SIGKILL"):
                 train(crashed)
         checkpoints = Path(crashed.out) / "checkpoints"
@@ -172,7 +172,7 @@ def test_a_rank_that_cannot_write_stops_all_with_an_error_of_the_checkpoint(
         if rank == failing and name.startswith("flush moments"):
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(recipe, "save", saving(fill_the_disk))
+    monkeypatch.setattr(run, "save", saving(fill_the_disk))
     made = planned(tmp_path, backend="fsdp", num_steps=7, checkpoint_steps_between=2, asynchronous=asynchronous)
     with pytest.raises(CheckpointError, match=r"step-00000004: it cannot be written \(.*No space left on device\)"):
         train(made)

@@ -16,13 +16,13 @@ import torch
 
 from tests.subsystem.processes import forked, records_of, tensors_of
 from tests.support.chats import sums, write_jsonl
+from training import run
 from training.checkpoint.save import save
 from training.checkpoint.state import restore
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, ScheduleConfig, SftConfig
 from training.errors import CheckpointCorrupt
 from training.models.tiny import save_tiny
 from training.plan import Machine, Plan, plan
-from training.recipes import sft as recipe
 from training.recipes import train
 
 NUM_STEPS = 20
@@ -105,7 +105,7 @@ def _go_on_with_other_generators(parts: Plan) -> None:
 
     # A bug planted on purpose, in a process of its own.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "restore", forgetful)
+        patch.setattr(run, "restore", forgetful)
         train(parts)
 
 
@@ -125,7 +125,7 @@ def _killed_at(plan: Plan, step: int, boundary: int) -> None:
 
     # Put in its place in a process of its own, which is the one to be killed.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "save", killing_save)
+        patch.setattr(run, "save", killing_save)
         train(plan)
 
 
