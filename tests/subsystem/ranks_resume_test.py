@@ -18,6 +18,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "ddp, moments in 8 bits": {"backend": "ddp", "optimizer": "adamw_8bit"},
     "ddp, muon": {"backend": "ddp", "optimizer": "muon"},
     "fsdp, saved beside the steps": {"backend": "fsdp", "asynchronous": True},
+    "fsdp, weights kept gathered, validated before each save": {
+        "backend": "fsdp",
+        "keep_gathered": True,
+        "validation_steps_between": 4,
+    },
     "fsdp, lora": {"backend": "fsdp", "lora": LORA},
     "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, offload, lora": {"backend": "fsdp", "offload": True, "lora": LORA},

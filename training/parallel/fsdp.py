@@ -8,6 +8,7 @@ bf16 is the same autocast as everywhere, over weights gathered in fp32, so that 
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,8 @@ class Fsdp(Ddp):
                 module.set_gradient_divide_factor(1.0)
                 # Otherwise a factor of 1 becomes an operation that only NCCL has.
                 module.set_force_sum_reduction_for_comms(True)
+        if self._keep_gathered:
+            model.register_forward_hook(_let_go)
         return model
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
@@ -93,3 +96,14 @@ class Fsdp(Ddp):
                 if target:
                     places[name].copy_(value)
         return target
+
+
+def _let_go(model: nn.Module, *_: Any) -> None:
+    """Cuts weights again after a pass that no backward pass will follow, which is what else would have done it.
+
+    Gathered weights are not those that a checkpoint is read into and written from.
+    """
+    if not torch.is_grad_enabled():
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
