@@ -1,13 +1,74 @@
-"""Samples of a file made examples that fit, and an account of those that were not; what recipes of any kind share."""
+"""The plan's files made examples to train on and to validate on, and an account of every line."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
 from training.data.example import Example
-from training.data.loader import fit
+from training.data.loader import fit, permutation
 from training.data.render import Rendered
 from training.data.samples import SampleFile
-from training.metrics.summary import FileSummary, added
+from training.errors import DataError
+from training.metrics.summary import DataSummary, FileSummary, added
 from training.plan import Plan
+from training.recipe import Recipe
+
+VALIDATION_DRAW = 2**31
+"""Stands for an epoch when held-out samples are drawn, so that the draw is none of the orders of training."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, what is validated on, and what became of the rest."""
+
+    training: list[Example]
+    validation: list[Example]
+    summary: DataSummary
+
+
+def read_data(plan: Plan, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """The examples of the plan's files.
+
+    Raises:
+        DataError: a file cannot be read, a sample cannot be used, or too few are left to hold any out.
+        TemplateError: the chat template cannot be trusted.
+    """
+    training, about = recipe.read(plan, tokenizer, plan.data_path)
+    files = [about]
+    validation: list[Example] = []
+    if plan.validation_path is not None:
+        validation, about = recipe.read(plan, tokenizer, plan.validation_path)
+        files.append(about)
+    elif plan.validation_fraction > 0:
+        training, validation = _held_out(training, fraction=plan.validation_fraction, seed=plan.seed)
+    return Data(
+        training,
+        validation,
+        DataSummary(
+            files=files,
+            num_training=len(training),
+            num_validation=len(validation),
+            num_tokens=sum(len(example) for example in training),
+            num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in training),
+        ),
+    )
+
+
+def _held_out(examples: list[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and examples held out, each in the order of the file; at least one of both."""
+    num_held_out = max(1, round(fraction * len(examples)))
+    if num_held_out >= len(examples):
+        raise DataError(
+            "data.validation_fraction",
+            got=f"{fraction:g} of {len(examples)} examples leaves none to train on",
+            expected="at least one on each side",
+            hint="give more data, a smaller share, or --validation-path",
+        )
+    drawn = set(permutation(len(examples), seed=seed, epoch=VALIDATION_DRAW)[:num_held_out].tolist())
+    training = [example for number, example in enumerate(examples) if number not in drawn]
+    return training, [example for number, example in enumerate(examples) if number in drawn]
 
 
 def fitted(plan: Plan, file: SampleFile[Any], rendered: Rendered) -> tuple[list[Example], FileSummary]:

@@ -1,6 +1,6 @@
 """The road of every recipe, from a plan to an exported model. Read it aloud from top to bottom.
 
-A recipe says what is read and what is learned; everything else is here, once. Left under `out`:
+A recipe (`training.recipe`) says what is read and what is learned; everything else is here, once. Left under `out`:
 
     plan.txt  metrics.jsonl  summary.json     what was decided, what happened, what it came to
     run.json                                  who took part, and where
@@ -12,17 +12,14 @@ A recipe says what is read and what is learned; everything else is here, once. L
 
 import random
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from training.algorithms.algorithm import Algorithm, Logprobs
 from training.checkpoint.export import export
 from training.checkpoint.lock import only_process
 from training.checkpoint.resume import Place, check_same, find, load
@@ -37,14 +34,12 @@ from training.checkpoint.state import (
     restore,
     trained_shapes,
 )
-from training.data.batch import Batch, Microbatch
-from training.data.example import Example
-from training.data.loader import Loader, permutation
-from training.errors import ConfigError, DataError
+from training.data.loader import Loader
+from training.errors import ConfigError
 from training.loop import Heard, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
-from training.metrics.summary import DataSummary, FileSummary, RunSummary, summarize
+from training.metrics.summary import RunSummary, summarize
 from training.models.forward import logprobs
 from training.models.head import chunked_head
 from training.models.liger import use_liger
@@ -60,28 +55,10 @@ from training.parallel.presence import present, write_run
 from training.parallel.single import Single
 from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
+from training.reading import read_data
+from training.recipe import MakesBatches, Recipe, Running
 from training.reference import with_reference
 from training.step import train_step, validate
-
-VALIDATION_DRAW = 2**31
-"""Stands for an epoch when held-out samples are drawn, so that the draw is none of the orders of training."""
-
-
-class Recipe(Protocol):
-    """What one way to learn decides. Must be picklable: ranks may start afresh."""
-
-    def read(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[list[Example], FileSummary]:
-        """The examples of one file, and the fate of each of its lines.
-
-        Raises:
-            DataError: the file cannot be read, or a sample cannot be used.
-            TemplateError: the chat template cannot be trusted.
-        """
-        ...
-
-    def algorithm(self, plan: Plan) -> Algorithm[Batch, Microbatch]:
-        """What is learned from them."""
-        ...
 
 
 def train(plan: Plan, recipe: Recipe) -> RunSummary:
@@ -373,101 +350,3 @@ def _check_ranks_agree(backend: Backend, facts: dict[str, Any]) -> None:
                     expected=f"{everyone[0][name]}, as on rank 0",
                     hint="give every machine the same files, and an --out that all of them share",
                 )
-
-
-@dataclass(frozen=True)
-class Running:
-    """What a recipe that makes its own batches finds when it begins."""
-
-    model: nn.Module
-    """As its backend trains it."""
-    tokenizer: PreTrainedTokenizerBase
-    backend: Backend
-    logprobs: Logprobs
-    """The model's answers to an algorithm."""
-
-
-class Batches(Protocol):
-    """Batches that depend on the model, and so on what was learned before."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every sample is seen once."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step; steps are asked for in order, by all ranks."""
-        ...
-
-    def described(self, record: StepRecord) -> StepRecord:
-        """The record of the step whose batch was the last, with what else there is to say of it."""
-        ...
-
-    def state(self, step: int) -> dict[str, Any] | None:
-        """What a checkpoint after so many steps needs to go on, as JSON values, the same on every rank."""
-        ...
-
-    def restore(self, step: int, state: dict[str, Any] | None) -> None:
-        """Goes on after so many steps, with what `state` returned; called once, at the beginning as well."""
-        ...
-
-
-@runtime_checkable
-class MakesBatches(Protocol):
-    """A recipe whose batches do not stand in a file."""
-
-    def batches(self, plan: Plan, examples: list[Example], running: Running) -> Batches:
-        """The batches of the run."""
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is trained on, what is validated on, and what became of the rest."""
-
-    training: list[Example]
-    validation: list[Example]
-    summary: DataSummary
-
-
-def read_data(plan: Plan, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """The examples of the plan's files.
-
-    Raises:
-        DataError: a file cannot be read, a sample cannot be used, or too few are left to hold any out.
-        TemplateError: the chat template cannot be trusted.
-    """
-    training, about = recipe.read(plan, tokenizer, plan.data_path)
-    files = [about]
-    validation: list[Example] = []
-    if plan.validation_path is not None:
-        validation, about = recipe.read(plan, tokenizer, plan.validation_path)
-        files.append(about)
-    elif plan.validation_fraction > 0:
-        training, validation = _held_out(training, fraction=plan.validation_fraction, seed=plan.seed)
-    return Data(
-        training,
-        validation,
-        DataSummary(
-            files=files,
-            num_training=len(training),
-            num_validation=len(validation),
-            num_tokens=sum(len(example) for example in training),
-            num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in training),
-        ),
-    )
-
-
-def _held_out(examples: list[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Examples to train on and examples held out, each in the order of the file; at least one of both."""
-    num_held_out = max(1, round(fraction * len(examples)))
-    if num_held_out >= len(examples):
-        raise DataError(
-            "data.validation_fraction",
-            got=f"{fraction:g} of {len(examples)} examples leaves none to train on",
-            expected="at least one on each side",
-            hint="give more data, a smaller share, or --validation-path",
-        )
-    drawn = set(permutation(len(examples), seed=seed, epoch=VALIDATION_DRAW)[:num_held_out].tolist())
-    training = [example for number, example in enumerate(examples) if number not in drawn]
-    return training, [example for number, example in enumerate(examples) if number in drawn]

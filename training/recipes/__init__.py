@@ -2,10 +2,10 @@
 
 from training.metrics.summary import RunSummary
 from training.plan import Plan
+from training.recipe import Recipe
 from training.recipes.dpo import DpoRecipe
 from training.recipes.grpo import GrpoRecipe
 from training.recipes.sft import SftRecipe
-from training.run import Recipe
 from training.run import train as _train
 
 RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "grpo": GrpoRecipe}

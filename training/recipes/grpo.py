@@ -17,9 +17,9 @@ from training.metrics.summary import FileSummary, added
 from training.models.forward import logprobs
 from training.models.load import load_model
 from training.plan import Plan
+from training.recipe import Running
 from training.rollout.rewards import load_rewards
 from training.rollout.rollouts import Rollouts
-from training.run import Running
 
 
 class GrpoRecipe:

@@ -186,7 +186,7 @@ def test_every_sample_is_in_one_count(tmp_path: Path) -> None:
         chat("a", "b", source="somewhere"),
     ]
     made = planned(tmp_path, lines, on_bad_sample="skip", on_long_sample="skip")
-    about = run.read_data(made, SftRecipe(), tiny_tokenizer()).summary.files[0]
+    about = reading.read_data(made, SftRecipe(), tiny_tokenizer()).summary.files[0]
     assert isinstance(about, FileSummary)
     assert about.num_samples_read == 7
     assert about.num_examples == 4
@@ -196,13 +196,15 @@ def test_every_sample_is_in_one_count(tmp_path: Path) -> None:
     assert about.first_skipped is not None
     assert "chat.jsonl:5" in about.first_skipped
     assert about.keys_ignored == {"source": 1}
-    truncated = run.read_data(replace(made, on_long_sample="truncate"), SftRecipe(), tiny_tokenizer()).summary.files[0]
+    truncated = reading.read_data(
+        replace(made, on_long_sample="truncate"), SftRecipe(), tiny_tokenizer()
+    ).summary.files[0]
     assert (truncated.num_truncated, truncated.num_examples) == (1, 5)
 
 
 def test_validation_file_is_read_and_counted_by_itself(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "validation.jsonl", sums(3))
-    data = run.read_data(planned(tmp_path, sums(5), validation_path=str(path)), SftRecipe(), tiny_tokenizer())
+    data = reading.read_data(planned(tmp_path, sums(5), validation_path=str(path)), SftRecipe(), tiny_tokenizer())
     assert (len(data.training), len(data.validation)) == (5, 3)
     assert [each.path for each in data.summary.files] == [str(tmp_path / "chat.jsonl"), str(path)]
     assert data.summary.num_tokens == sum(len(each) for each in data.training)
@@ -210,20 +212,20 @@ def test_validation_file_is_read_and_counted_by_itself(tmp_path: Path) -> None:
 
 def test_held_out_samples_follow_the_seed_and_are_never_trained_on(tmp_path: Path) -> None:
     made = planned(tmp_path, [chat(f"question {n}", "answer") for n in range(20)], validation_fraction=0.25)
-    data = run.read_data(made, SftRecipe(), tiny_tokenizer())
+    data = reading.read_data(made, SftRecipe(), tiny_tokenizer())
     held_out = {each.where for each in data.validation}
     assert len(held_out) == 5
     assert held_out.isdisjoint({each.where for each in data.training})
     assert len(data.training) == 15
-    assert {each.where for each in run.read_data(made, SftRecipe(), tiny_tokenizer()).validation} == held_out
+    assert {each.where for each in reading.read_data(made, SftRecipe(), tiny_tokenizer()).validation} == held_out
     assert {
-        each.where for each in run.read_data(replace(made, seed=1), SftRecipe(), tiny_tokenizer()).validation
+        each.where for each in reading.read_data(replace(made, seed=1), SftRecipe(), tiny_tokenizer()).validation
     } != held_out
 
 
 def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
-        run.read_data(planned(tmp_path, sums(1), validation_fraction=0.5), SftRecipe(), tiny_tokenizer())
+        reading.read_data(planned(tmp_path, sums(1), validation_fraction=0.5), SftRecipe(), tiny_tokenizer())
     assert str(refused.value) == (
         "data.validation_fraction: 0.5 of 1 examples leaves none to train on; expected at least one on each side. "
         "hint: give more data, a smaller share, or --validation-path"
