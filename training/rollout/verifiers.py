@@ -5,11 +5,15 @@ written in the same way, in a file of theirs.
 """
 
 import json
+import os
 import re
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 SECONDS_MAX = 5
@@ -84,22 +88,24 @@ def _follows(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> float:
-    """1.0 if the completion's Python, followed by `test`, ends without an error.
+    """1.0 if the completion's Python, followed by `test`, comes to the end of it without an error.
 
-    The program is the first block between ``` lines, or all of the completion. It runs in a process of its own, in an
+    A completion that exits before the test has not passed it. The program is the first block between ``` lines, or all of the completion. It runs in a process of its own, in an
     empty directory, without this process's environment, with limits on time, memory and the size of files. That stops
     accidents. It is no jail: where completions may be hostile, run the whole of training in a container without a
     network.
     """
     block = re.search(r"```(?:python|py)?\n(.*?)```", completion, re.DOTALL)
-    program = f"{block[1] if block else completion}\n\n{test}\n"
-    with tempfile.TemporaryDirectory() as directory:
+    reached = secrets.token_hex()
+    program = f"{block[1] if block else completion}\n\n{test}\n\nprint('\\n{reached}')\n"
+    # A file, whose size is limited, and not a pipe, which would be read into memory without end.
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program],
             cwd=directory,
             env={},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=said,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -111,9 +117,13 @@ def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> fl
         ):
             resource.prlimit(process.pid, limit, (value, value))
         try:
-            return float(process.wait(2 * SECONDS_MAX) == 0)
+            is_over = process.wait(2 * SECONDS_MAX) == 0
         except subprocess.TimeoutExpired:
             return 0.0
         finally:
-            process.kill()
+            # With whatever it has started; a group that is empty by now is no error.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        said.seek(0)
+        return float(is_over and said.read().endswith(f"\n{reached}\n".encode()))

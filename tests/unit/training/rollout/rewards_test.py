@@ -1,6 +1,7 @@
 """Rewards are found by their names, weighed and added up; one that raises is named with its sample, or counted."""
 
 import asyncio
+import fcntl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def test_a_schema_that_says_more_than_is_understood_is_no_reward_of_0() -> None:
         ("def f(x):\n    return [0] * 10**10", 0.0),
         ("open('big', 'wb').write(b'0' * 2**21)\ndef f(x): return x + 1", 0.0),
         ("import os\ndef f(x): return x + 1 + len(os.environ.get('HOME', ''))", 1.0),
+        ("import sys\nsys.exit(0)", 0.0),
+        ("import os\nos._exit(0)", 0.0),
     ],
 )
 def test_passes_test_runs_the_program_within_limits(completion: str, expected: float, monkeypatch: Any) -> None:
@@ -148,6 +151,15 @@ def test_a_program_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("training.rollout.verifiers.SECONDS_MAX", 1)
     assert passes_test("", "import time\ntime.sleep(60)", test="") == 0.0
     assert passes_test("", "while True: pass", test="") == 0.0
+
+
+def test_what_a_program_has_started_ends_with_it(tmp_path: Path) -> None:
+    """The other half of the fork holds the lock for as long as it lives."""
+    lock = tmp_path / "lock"
+    holding = f"import fcntl, os, time\nfile = open({str(lock)!r}, 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+    assert passes_test("", holding + "if os.fork() == 0: time.sleep(600)", test="") == 1.0
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def test_async_rewards_wait_together(own: str) -> None:
