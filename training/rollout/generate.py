@@ -18,6 +18,7 @@ Shapes: B completions, S positions, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,10 +149,25 @@ def _completion(tokens: NDArray[np.int64], logprobs: NDArray[np.float32], stop_i
     return Completion(tokens[:num].astype(np.int32), logprobs[:num].astype(np.float32), bool(len(stops)))
 
 
+def stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a completion: the tokenizer's, and those that the model's generation config names.
+
+    A chat model's turn often ends with another token than a document, and only the latter is the tokenizer's.
+    """
+    named = getattr(_inner(model).generation_config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return frozenset(each for each in [tokenizer.eos_token_id, *several] if each is not None)
+
+
+def _inner(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers in whatever wraps it."""
+    return next(each for each in model.modules() if isinstance(each, PreTrainedModel))
+
+
 @contextmanager
 def _attending(model: nn.Module) -> Iterator[None]:
     """Has the model attend by transformers' own attention while entered, whichever it is trained with."""
-    inner = next(each for each in model.modules() if isinstance(each, PreTrainedModel))
+    inner = _inner(model)
     before = inner.config._attn_implementation
     inner.set_attn_implementation(before if before == "eager" else ATTENTION)
     try:

@@ -35,7 +35,7 @@ from training.data.prompts import Prompt
 from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
 from training.plan import Plan
-from training.rollout.generate import Completion, Sampling, generate
+from training.rollout.generate import Completion, Sampling, generate, stop_ids
 from training.rollout.rewards import Answered, Reward, Scored, score
 
 SAMPLE = "sample_D"
@@ -229,7 +229,7 @@ class Rollouts:
             temperature=self.rl.temperature,
             top_p=self.rl.top_p,
             num_tokens_max=self.rl.completion_tokens_max,
-            stop_ids=frozenset({self.tokenizer.eos_token_id}),
+            stop_ids=stop_ids(self.model, self.tokenizer),
         )
         rank, num_ranks, at_once = self.backend.rank, self.backend.num_ranks, self.rl.sequences_per_call
         most = -(-len(asked) // num_ranks)

@@ -90,10 +90,10 @@ def _follows(value: Any, schema: dict[str, Any]) -> bool:
 def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> float:
     """1.0 if the completion's Python, followed by `test`, comes to the end of it without an error.
 
-    A completion that exits before the test has not passed it. The program is the first block between ``` lines, or all of the completion. It runs in a process of its own, in an
-    empty directory, without this process's environment, with limits on time, memory and the size of files. That stops
-    accidents. It is no jail: where completions may be hostile, run the whole of training in a container without a
-    network.
+    A completion that exits before the test has not passed it. The program is the first block between ``` lines, or all
+    of the completion. It runs in a process of its own, in an empty directory, without this process's environment, with
+    limits on time, memory and the size of files. That stops accidents. It is no jail: where completions may be hostile,
+    run the whole of training in a container without a network.
     """
     block = re.search(r"```(?:python|py)?\n(.*?)```", completion, re.DOTALL)
     reached = secrets.token_hex()

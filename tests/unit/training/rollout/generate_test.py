@@ -11,8 +11,8 @@ from training.config import LoraConfig
 from training.data.batch import Microbatch
 from training.models.forward import logprobs
 from training.models.lora import add_adapter
-from training.models.tiny import Architecture, tiny_model
-from training.rollout.generate import Completion, Sampling, draw, generate
+from training.models.tiny import Architecture, tiny_model, tiny_tokenizer
+from training.rollout.generate import Completion, Sampling, draw, generate, stop_ids
 
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([256, 7, 8], [256, 9, 10, 11, 12, 13], [256])]
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, num_tokens_max=12, stop_ids=frozenset(range(0, 260, 15)))
@@ -44,6 +44,13 @@ def test_sampled_log_probabilities_are_those_of_training(architecture: Architect
         expected = trained_logprobs(model, prompt, completion)
         assert np.abs(completion.logprobs - expected).max() <= LOGPROB_FP32
     assert model.config._attn_implementation == "documents"
+
+
+@pytest.mark.parametrize(("named", "more"), [(None, set()), (7, {7}), ([7, 9], {7, 9})])
+def test_a_turn_ends_where_the_model_says_or_the_tokenizer(named: int | list[int] | None, more: set[int]) -> None:
+    model: Any = add_adapter(tiny_model(), LoraConfig())
+    model.base_model.model.generation_config.eos_token_id = named
+    assert stop_ids(model, tiny_tokenizer()) == {tiny_tokenizer().eos_token_id, *more}
 
 
 def test_a_completion_depends_on_its_seed_and_not_on_the_batch() -> None:
