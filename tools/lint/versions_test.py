@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tools.lint.tree import Tree, open_tree
+from tools.pypi.lock import LOCKS
 
 WAYS = ("debian", "registry")
 
@@ -30,6 +31,17 @@ def test_both_ways_parse_the_same_locks_under_the_same_names(tree: Tree) -> None
         hubs = set(re.findall(r'name = "wheels_(\w+)"', module))
         assert hubs == set(re.findall(r'\n    name = "(pypi\w*)"', root))
         assert hubs == set(re.findall(r'"(\w+)": Label\("@wheels_', tree.text(f"tools/pypi/{way}/wheels.bzl")))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wheels_of_an_accelerator_are_fetched_from_where_its_lock_is_resolved(tree: Tree, way: str) -> None:
+    calls = re.findall(
+        r"^pip\.parse\(\n(.*?)^\)", tree.text(f"tools/pypi/{way}/MODULE.bazel"), re.MULTILINE | re.DOTALL
+    )
+    for lock in LOCKS.values():
+        if lock.torch:
+            (call,) = [each for each in calls if f'"@@//:{lock.lock}"' in each]
+            assert re.findall(r"--extra-index-url=([^\"]+)", call) == ([lock.index] if lock.index else [])
 
 
 def test_the_root_asks_for_the_rules_python_that_the_registry_way_is_written_for(tree: Tree) -> None:

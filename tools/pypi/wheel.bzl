@@ -44,6 +44,18 @@ def _wheel_impl(ctx):
         ),
     ]
 
+def _unresolved_impl(ctx):
+    fail("\n\nNo torch for --config={lock}: requirements_lock_{lock}.txt is not resolved yet. hint: ./bazelw run //tools/pypi:lock -- {lock}\n".format(
+        lock = ctx.attr.lock,
+    ))
+
+unresolved = rule(
+    implementation = _unresolved_impl,
+    attrs = {"lock": attr.string(doc = "Its name.", mandatory = True)},
+    doc = "Stands where a wheel would, and says why it is not there.",
+    provides = [PyInfo],
+)
+
 wheel = rule(
     implementation = _wheel_impl,
     attrs = {

@@ -5,8 +5,11 @@ PYTHON = Label("@python_3_11_host//:python")
 _HUBS = {
     "pypi": Label("@wheels_pypi//:BUILD.bazel"),
     "pypi_benchmark": Label("@wheels_pypi_benchmark//:BUILD.bazel"),
+    "pypi_cuda": Label("@wheels_pypi_cuda//:BUILD.bazel"),
     "pypi_harness": Label("@wheels_pypi_harness//:BUILD.bazel"),
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
+    "pypi_rocm": Label("@wheels_pypi_rocm//:BUILD.bazel"),
+    "pypi_xpu": Label("@wheels_pypi_xpu//:BUILD.bazel"),
 }
 
 def fetched(rctx, lock, package):
