@@ -43,6 +43,7 @@ ENVIRONMENT = {
 COMMANDS = {
     "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
     "dpo": "Learn from pairs of completions of which one was chosen: DPO, IPO, hinge, robust, ORPO or SimPO.",
+    "kto": "Learn from completions that are labelled good or bad, one at a time (KTO).",
     "grpo": "Learn from rewards of what the model says: GRPO, with the choices of DAPO, Dr. GRPO and RLOO.",
     "plan": "Print what the settings of sft, or of the command named after it (plan dpo), resolve to on this machine, "
     "or why they are refused; train nothing.",

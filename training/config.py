@@ -14,7 +14,7 @@ from typing import Literal
 
 from training.errors import ConfigError
 
-RecipeKind = Literal["sft", "dpo", "grpo"]
+RecipeKind = Literal["sft", "dpo", "kto", "grpo"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
@@ -105,8 +105,9 @@ class DataConfig:
 
     path: str
     """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text; of
-    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}; for grpo {"prompt": [messages] or a
-    string, "answer": …} with whatever rewards read."""
+    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}; of labelled completions
+    {"prompt": [messages], "completion": [messages], "label": true}; for grpo {"prompt": [messages] or a string,
+    "answer": …} with whatever rewards read."""
 
     kind: DataKind = "chat"
     """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
@@ -523,6 +524,44 @@ class DpoConfig(SftConfig):
 
 
 @dataclass(frozen=True)
+class KtoSettings:
+    """What is learned from single completions that are labelled good or bad (KTO, arXiv 2402.01306)."""
+
+    beta: float = 0.1
+    """How tightly the model is held to the reference: the larger, the tighter."""
+
+    desirable_weight: float = 1.0
+    """Weight of a good completion. With many more bad ones raise it, so that it times their numbers is 1 to 1.33."""
+
+    undesirable_weight: float = 1.0
+    """Weight of a bad completion."""
+
+    reference: str | None = None
+    """Which model gives the log-probabilities to compare with, once, before the first step: `initial`, `adapter` or a
+    path, as in dpo. Default: initial."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which the formula is defined."""
+        _above("kto.beta", self.beta, 0.0, "0.1 is usual")
+        _above("kto.desirable_weight", self.desirable_weight, 0.0, "1 is usual")
+        _above("kto.undesirable_weight", self.undesirable_weight, 0.0, "1 is usual")
+        if self.reference is not None:
+            _given("kto.reference", self.reference, "initial, adapter, or a model directory")
+
+
+@dataclass(frozen=True)
+class KtoConfig(SftConfig):
+    """Learning from labelled completions: everything a user may decide."""
+
+    kto: KtoSettings = field(default_factory=KtoSettings)
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "kto"
+
+
+@dataclass(frozen=True)
 class RlConfig:
     """How completions are drawn, judged and learned from; `training/algorithms/grpo.py` has the formulas."""
 
@@ -615,5 +654,5 @@ class GrpoConfig(SftConfig):
         return "grpo"
 
 
-CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "grpo": GrpoConfig}
+CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "kto": KtoConfig, "grpo": GrpoConfig}
 """The config of each recipe."""

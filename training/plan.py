@@ -18,6 +18,8 @@ from training.config import (
     DataKind,
     DpoConfig,
     GrpoConfig,
+    KtoConfig,
+    KtoSettings,
     LoraConfig,
     OnBadSample,
     OnLongSample,
@@ -86,6 +88,8 @@ class Plan:
     lora: LoraConfig | None
     preference: PreferenceConfig | None
     """What is learned from pairs, with nothing open that the loss needs; None for other recipes."""
+    kto: KtoSettings | None
+    """What is learned from labelled completions; None for other recipes."""
     reference: str | None
     """Where reference log-probabilities come from: initial, adapter, or the path of a model; None needs none."""
     rl: RlConfig | None
@@ -187,7 +191,7 @@ class Plan:
             "model": f"{self.model_path}, {trained}"
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
-            **_described_preference(self.preference, self.reference),
+            **_described_preference(self.preference, self.kto, self.reference),
             **_described_rl(self.rl),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (", Liger's kernels" if self.liger else "")
@@ -272,6 +276,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         activation_checkpointing=model.activation_checkpointing,
         lora=config.lora,
         preference=_preference(config),
+        kto=replace(config.kto, reference=None) if isinstance(config, KtoConfig) else None,
         reference=_reference(config),
         rl=_rl(config),
         data_path=data.path,
@@ -513,6 +518,9 @@ def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
     if config.recipe not in ("sft", "grpo") and config.data.kind != "chat":
         got = f"{config.data.kind}, for {config.recipe}"
         yield Refusal("data.kind", got, "chat", "leave it out: completions are turns of a conversation")
+    if _reference(config) == "adapter" and config.lora is None:
+        section, hint = "kto" if isinstance(config, KtoConfig) else "preference", "add --lora, or leave the setting out"
+        yield Refusal(f"{section}.reference", "adapter, without lora", "an adapter to leave out", hint)
     if not isinstance(config, DpoConfig):
         return
     preference, loss = config.preference, config.preference.loss
@@ -529,9 +537,6 @@ def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
             got = f"{str(value).lower() if value is True else value}, while preference.loss is {loss}"
             hint = "leave it out, or choose another loss"
             yield Refusal(f"preference.{name}", got, " or ".join(losses), hint)
-    if preference.reference == "adapter" and config.lora is None:
-        hint = "add --lora, or leave the setting out"
-        yield Refusal("preference.reference", "adapter, without lora", "an adapter to leave out", hint)
 
 
 def _preference(config: SftConfig) -> PreferenceConfig | None:
@@ -553,13 +558,20 @@ def _preference(config: SftConfig) -> PreferenceConfig | None:
 
 def _reference(config: SftConfig) -> str | None:
     """Where reference log-probabilities come from."""
+    if isinstance(config, KtoConfig):
+        return config.kto.reference or "initial"
     if not isinstance(config, DpoConfig) or config.preference.loss in REFERENCE_FREE:
         return None
     return config.preference.reference or "initial"
 
 
-def _described_preference(preference: PreferenceConfig | None, reference: str | None) -> dict[str, str]:
-    """A line on what is learned from pairs."""
+def _described_preference(
+    preference: PreferenceConfig | None, kto: KtoSettings | None, reference: str | None
+) -> dict[str, str]:
+    """A line on what is learned from pairs, or from labels."""
+    if kto is not None:
+        weights = f"weights {kto.desirable_weight:g} of good and {kto.undesirable_weight:g} of bad completions"
+        return {"preference": f"KTO, beta {kto.beta:g}, {weights}; reference: {reference}"}
     if preference is None:
         return {}
     said = [

@@ -149,7 +149,7 @@ def _other(plan: Plan, backend: Backend, tokenizer: PreTrainedTokenizerBase) -> 
             plan.reference,
             got="the reference has another vocabulary than the model",
             expected="the same tokens, as their log-probabilities are compared",
-            hint="take a model of the same family, or leave --preference.reference out",
+            hint="take a model of the same family, or leave --reference out",
         )
     head = chunked_head(model, plan.loss_chunk_tokens, plan.reference) if plan.loss_chunk_tokens else None
     return model, partial(logprobs, model, head=head)

@@ -19,7 +19,16 @@ from tests.subsystem.processes import forked, records_of, tensors_of, typed
 from tests.support.chats import write_jsonl
 from tests.support.tolerances import LOGPROB_FP32, RANKS_FP32_RELATIVE
 from training.checkpoint.manifest import POINTER
-from training.config import DataConfig, DpoConfig, LoraConfig, ModelConfig, PreferenceConfig, PreferenceLoss, RunConfig
+from training.config import (
+    DataConfig,
+    DpoConfig,
+    KtoSettings,
+    LoraConfig,
+    ModelConfig,
+    PreferenceConfig,
+    PreferenceLoss,
+    RunConfig,
+)
 from training.metrics.records import Record, StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -171,6 +180,24 @@ def test_losses_without_reference_learn_and_leave_none(tmp_path: Path, loss: Pre
     assert records[-1].loss < records[0].loss
     assert records[-1].metrics["reward_margin"] > records[0].metrics["reward_margin"]
     assert not (tmp_path / "out/reference.safetensors").exists()
+
+
+def test_labels_are_learned(tmp_path: Path) -> None:
+    """Of all samples in each step: a few of them lean to one side or the other."""
+    decided = planned(tmp_path, num_steps=9, samples_per_step=21)
+    lines = [
+        {"prompt": each["prompt"], "completion": each[side], "label": side == "chosen"}
+        for each in pairs(12)
+        for side in ("chosen", "rejected")
+    ]
+    labels = write_jsonl(tmp_path / "labels.jsonl", lines)
+    made = replace(decided, recipe="kto", preference=None, kto=KtoSettings(), data_path=str(labels))
+    records = steps(trained(made))
+    assert records[0].loss == pytest.approx(0.5, abs=1e-5), "nothing has moved before the first step"
+    assert records[-1].loss < 0.45
+    assert records[-1].metrics["reward_signed"] > 0.1
+    for before, after in zip(records, steps(trained(on_two_ranks(made, backend="ddp"))), strict=True):
+        assert after.loss == pytest.approx(before.loss, rel=10 * RANKS_FP32_RELATIVE)
 
 
 def test_command_learns_pairs_and_exports_the_model(tmp_path: Path) -> None:

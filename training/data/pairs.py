@@ -6,11 +6,15 @@ A string stands for one message: of the user as a prompt, of the assistant as a 
 rejected are whole conversations, and the messages with which both begin are the prompt. `messages` is another name of
 `prompt`. Lines are read as strictly as conversations are; see `training.data.samples`.
 
+Or a single completion that somebody found good or bad:
+
+    {"prompt": [messages], "completion": [messages], "label": true}
+
 Refused because nothing would be learned, or the wrong thing: completions that are the same, that do not end with the
 assistant, or that answer nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,9 @@ from training.data.samples import (
 
 PROMPT_KEYS = ("prompt", "messages")
 PAIR_KEYS = (*PROMPT_KEYS, "chosen", "rejected")
+LABELLED_KEYS = (*PROMPT_KEYS, "completion", "label")
+DESIRABLE = "desirable_D"
+"""The column of labelled completions: 1 for a good one, 0 for a bad one. `training.algorithms.kto` reads it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,44 @@ class Pair:
 
     chosen: Sample
     rejected: Sample
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A completion that is good or bad, and one that answers another prompt, to compare with."""
+
+    own: Sample
+    others: Sample
+    is_desirable: bool
+
+
+def read_labelled(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> SampleFile[Labelled]:
+    """The labelled completions of a JSONL file, each beside the completion of the sample half a file away.
+
+    Raises:
+        SampleError: a line is not a labelled completion.
+        DataError: the file cannot be read, or has no usable line.
+    """
+    file = read_lines(path, on_bad_sample, _labelled)
+    samples, half = file.samples, len(file.samples) // 2
+    paired = []
+    for own, other in zip(samples, [*samples[half:], *samples[:half]], strict=True):
+        prompt, completion = own.own.messages[: own.own.num_given], other.own.messages[other.own.num_given :]
+        paired.append(replace(own, others=replace(own.own, messages=(*prompt, *completion))))
+    return replace(file, samples=paired)
+
+
+def labelled_example(renderer: Renderer, sample: Labelled) -> Example:
+    """One example of two documents: the completion, and the other's after the same prompt."""
+    both = joined(renderer.example(sample.own), renderer.example(sample.others))
+    return replace(both, columns={DESIRABLE: np.full(2, sample.is_desirable, dtype=np.float32)})
+
+
+def _labelled(value: dict[str, Any], where: str) -> tuple[Labelled, list[str]]:
+    unread = unread_keys(value, LABELLED_KEYS)
+    own = conversation(prompt_of(value), completion_of(value, "completion"), "completion", where)
+    label = typed(value.get("label"), bool, "label is", "true or false", "label is not a boolean")
+    return Labelled(own, own, label), unread
 
 
 def read_pairs(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> SampleFile[Pair]:

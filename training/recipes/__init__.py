@@ -5,10 +5,11 @@ from training.plan import Plan
 from training.recipe import Recipe
 from training.recipes.dpo import DpoRecipe
 from training.recipes.grpo import GrpoRecipe
+from training.recipes.kto import KtoRecipe
 from training.recipes.sft import SftRecipe
 from training.run import train as _train
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "grpo": GrpoRecipe}
+RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "kto": KtoRecipe, "grpo": GrpoRecipe}
 """Every recipe by the name that plans and the command line call it."""
 
 

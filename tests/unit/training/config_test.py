@@ -11,6 +11,7 @@ from training.config import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
+    KtoSettings,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
@@ -28,6 +29,25 @@ REQUIRED: dict[type, dict[str, str]] = {
 }
 
 REFUSED: list[tuple[type, str, Any, str]] = [
+    (KtoSettings, "beta", 0.0, "kto.beta: 0.0; expected a finite number above 0.0. hint: 0.1 is usual"),
+    (
+        KtoSettings,
+        "desirable_weight",
+        0.0,
+        "kto.desirable_weight: 0.0; expected a finite number above 0.0. hint: 1 is usual",
+    ),
+    (
+        KtoSettings,
+        "undesirable_weight",
+        -1.0,
+        "kto.undesirable_weight: -1.0; expected a finite number above 0.0. hint: 1 is usual",
+    ),
+    (
+        KtoSettings,
+        "reference",
+        "",
+        "kto.reference: nothing; expected a path. hint: initial, adapter, or a model directory",
+    ),
     (
         PreferenceConfig,
         "beta",

@@ -12,6 +12,8 @@ from training.config import (
     DataConfig,
     DpoConfig,
     GrpoConfig,
+    KtoConfig,
+    KtoSettings,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
@@ -28,6 +30,7 @@ from training.plan import Machine, Plan, Refusal, plan
 
 MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+KTO = KtoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 DPO = DpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 GRPO = GrpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
@@ -51,6 +54,7 @@ BASES = {
     },
     "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
     "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
+    "kto": replace(KTO, lora=LoraConfig()),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -328,6 +332,16 @@ REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
         "setting out",
     ),
 ]
+
+
+def test_kto_without_an_adapter_cannot_leave_one_out() -> None:
+    answer = plan(replace(KTO, kto=KtoSettings(reference="adapter")), MACHINE)
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == (
+        "kto.reference: adapter, without lora; expected an adapter to leave out. hint: add --lora, or leave the "
+        "setting out"
+    )
+    assert planned(KTO).reference == "initial"
 
 
 @pytest.mark.parametrize(("changed", "message"), REFUSED_PAIRS, ids=[said.split(";")[0] for _, said in REFUSED_PAIRS])

@@ -16,8 +16,9 @@ from torch import Tensor
 from tests.support.examples import example, random_examples
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.algorithm import Algorithm
+from training.algorithms.kto import DESIRABLE, Kto
 from training.algorithms.preference import REFERENCE, Preference, document_logprobs, pair_losses
-from training.config import PreferenceConfig, PreferenceLoss
+from training.config import KtoSettings, PreferenceConfig, PreferenceLoss
 from training.data.batch import Batch, Microbatch, microbatch
 from training.data.example import Example
 from training.data.loader import Loader
@@ -251,6 +252,65 @@ def test_a_step_along_the_gradient_favours_what_was_chosen() -> None:
     _, metrics = Preference(SETTINGS["sigmoid"]).loss_sum(partial(logprobs, model), batch.microbatches[0])
     assert metrics["reward_margin"] > 0
     assert metrics["reward_accuracy"] == len(examples)
+
+
+KTO = KtoSettings(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+
+
+def test_kto_of_three_tokens_by_hand() -> None:
+    """Every prediction has probability 1/2; what the reference gave it decides r and z."""
+
+    def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
+        return torch.full((len(next_K),), math.log(1 / 2))
+
+    def sample(own: float, others: float, label: float) -> Example:
+        both = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
+        reference = np.log(np.array([own, others], dtype=np.float32))
+        return replace(both, columns={REFERENCE: reference, DESIRABLE: np.full(2, label, dtype=np.float32)})
+
+    # r = log 2, z = log 2 of a good one; r = log 4 and z = 0, since it is below 0, of a bad one.
+    good, bad = sample(1 / 4, 1 / 8, 1.0), sample(1 / 8, 1 / 2, 0.0)
+    loss, metrics = Kto(KTO).loss_sum(given, microbatch([good, bad]))
+    assert loss.item() == pytest.approx(2 * 0.5 + 3 * (1 - sigmoid(-0.5 * math.log(4))), rel=1e-6)
+    assert metrics == pytest.approx(
+        {"reward_signed": -0.5 * math.log(4), "reward_accuracy": 0, "kl": math.log(2)}, rel=1e-6
+    )
+
+
+def test_kto_pushes_good_completions_up_and_bad_ones_down_and_others_not_at_all() -> None:
+    scores = torch.zeros(4, requires_grad=True)
+
+    def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
+        return scores
+
+    both = joined(example([0, 1], [0, 1]), example([0, 1], [0, 1]))
+    columns = [{REFERENCE: np.zeros(2, dtype=np.float32), DESIRABLE: np.full(2, x, dtype=np.float32)} for x in (1, 0)]
+    loss, _ = Kto(KTO).loss_sum(given, microbatch([replace(both, columns=each) for each in columns]))
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([-2 * 0.5 / 4, 0, 3 * 0.5 / 4, 0])
+
+
+def test_kto_does_not_depend_on_packing_or_ranks_and_fillers_give_nothing() -> None:
+    examples = [
+        replace(each, columns={**each.columns, DESIRABLE: np.full(2, number % 2, dtype=np.float32)})
+        for number, each in enumerate(pairs())
+    ]
+
+    def taken(batches: list[Batch]) -> tuple[float, Tensor]:
+        model, total = tiny_model(), 0.0
+        for batch in batches:
+            for each in batch.microbatches:
+                loss, _ = Kto(KTO).loss_sum(partial(logprobs, model), each)
+                (loss / Kto(KTO).divisor(batch)).backward()
+                total += loss.item()
+        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    loss, gradient = taken(split(examples, 200))
+    for tokens, num_ranks in ((24, 1), (200, 8)):
+        other, others = taken(split(examples, tokens, num_ranks))
+        assert other == pytest.approx(loss, rel=LOSS_SUM_FP32_RELATIVE)
+        assert (others - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max()
 
 
 def test_the_divisor_is_the_number_of_pairs() -> None:

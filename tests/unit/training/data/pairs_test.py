@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.support.chats import write_jsonl
-from training.data.pairs import pair_example, read_pairs
+from training.algorithms import kto
+from training.data.pairs import DESIRABLE, labelled_example, pair_example, read_labelled, read_pairs
 from training.data.render import Renderer
 from training.data.samples import Sample
 from training.errors import SampleError
@@ -69,6 +70,32 @@ def test_a_line_that_is_no_pair_is_refused_by_its_number(tmp_path: Path, line: d
 
 def test_keys_of_others_are_counted(tmp_path: Path) -> None:
     assert read(tmp_path, PAIR | {"source": "x"}).ignored_keys == {"source": 1}
+
+
+def test_labelled_completions_stand_beside_one_of_another_prompt(tmp_path: Path) -> None:
+    lines = [{"prompt": f"p{n}", "completion": f"c{n}", "label": n % 2 == 0} for n in range(4)]
+    file = read_labelled(write_jsonl(tmp_path / "labels.jsonl", lines))
+    assert [said(each.own) for each in file.samples] == [[f"p{n}", f"c{n}"] for n in range(4)]
+    assert [said(each.others) for each in file.samples] == [[f"p{n}", f"c{(n + 2) % 4}"] for n in range(4)]
+    both = labelled_example(Renderer(tiny_tokenizer()), file.samples[1])
+    assert both.columns[DESIRABLE].tolist() == [0, 0]
+    assert labelled_example(Renderer(tiny_tokenizer()), file.samples[0]).columns[DESIRABLE].tolist() == [1, 1]
+    assert kto.DESIRABLE == DESIRABLE
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"prompt": "p", "completion": "c"}, "label is null; expected true or false"),
+        ({"prompt": "p", "completion": "c", "label": 1}, "label is number"),
+        ({"prompt": "p", "label": True}, "the sample has no completion"),
+        ({"completion": "c", "label": True}, "completion answers no prompt"),
+    ],
+)
+def test_a_line_that_is_no_labelled_completion_is_refused(tmp_path: Path, line: dict[str, Any], says: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        read_labelled(write_jsonl(tmp_path / "labels.jsonl", [line]))
+    assert str(caught.value).startswith(f"{tmp_path / 'labels.jsonl'}:1: {says}")
 
 
 LONG = {
