@@ -42,6 +42,7 @@ ENVIRONMENT = {
 
 COMMANDS = {
     "sft": "Supervised fine-tuning: train a model on conversations or plain text, and export it.",
+    "reward": "Train a reward model on pairs of completions of which one was chosen (Bradley-Terry).",
     "dpo": "Learn from pairs of completions of which one was chosen: DPO, IPO, hinge, robust, ORPO or SimPO.",
     "kto": "Learn from completions that are labelled good or bad, one at a time (KTO).",
     "grpo": "Learn from rewards of what the model says: GRPO, with the choices of DAPO, Dr. GRPO and RLOO.",

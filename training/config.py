@@ -14,7 +14,7 @@ from typing import Literal
 
 from training.errors import ConfigError
 
-RecipeKind = Literal["sft", "dpo", "kto", "grpo"]
+RecipeKind = Literal["sft", "reward", "dpo", "kto", "grpo"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
@@ -105,9 +105,9 @@ class DataConfig:
 
     path: str
     """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text; of
-    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}; of labelled completions
-    {"prompt": [messages], "completion": [messages], "label": true}; for grpo {"prompt": [messages] or a string,
-    "answer": …} with whatever rewards read."""
+    pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}, for reward with a "margin" if wished; of
+    labelled completions {"prompt": [messages], "completion": [messages], "label": true}; for grpo {"prompt": [messages]
+    or a string, "answer": …} with whatever rewards read."""
 
     kind: DataKind = "chat"
     """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
@@ -524,6 +524,16 @@ class DpoConfig(SftConfig):
 
 
 @dataclass(frozen=True)
+class RewardConfig(SftConfig):
+    """Learning a reward model from pairs: everything a user may decide."""
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "reward"
+
+
+@dataclass(frozen=True)
 class KtoSettings:
     """What is learned from single completions that are labelled good or bad (KTO, arXiv 2402.01306)."""
 
@@ -566,8 +576,9 @@ class RlConfig:
     """How completions are drawn, judged and learned from; `training/algorithms/grpo.py` has the formulas."""
 
     rewards: tuple[str, ...] = ("training.rollout.verifiers:exact",)
-    """Functions reward(prompt, completion, **columns), as a list: ["module:function", "0.5*file.py:function"]. The
-    reward of a completion is their weighted sum. Default: 1 if the completion is the line's `answer`, else 0."""
+    """Functions reward(prompt, completion, **columns), or directories of reward models, as a list: ["module:function",
+    "0.5*file.py:function", "2*directory"]. The reward of a completion is their weighted sum. Default: 1 if the
+    completion is the line's `answer`, else 0."""
 
     on_reward_error: OnRewardError = "stop"
     """What to do when a reward raises: `stop` with the sample's line, or `count` it as 0 and in the records."""
@@ -654,5 +665,11 @@ class GrpoConfig(SftConfig):
         return "grpo"
 
 
-CONFIGS: dict[RecipeKind, type[SftConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "kto": KtoConfig, "grpo": GrpoConfig}
+CONFIGS: dict[RecipeKind, type[SftConfig]] = {
+    "sft": SftConfig,
+    "reward": RewardConfig,
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+    "grpo": GrpoConfig,
+}
 """The config of each recipe."""

@@ -86,6 +86,8 @@ class Plan:
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
     lora: LoraConfig | None
+    has_value_head: bool
+    """The model says one number of what it has read, in place of what comes next."""
     preference: PreferenceConfig | None
     """What is learned from pairs, with nothing open that the loss needs; None for other recipes."""
     kto: KtoSettings | None
@@ -189,6 +191,7 @@ class Plan:
         lines = {
             "recipe": self.recipe,
             "model": f"{self.model_path}, {trained}"
+            + (", with a head of one value (Bradley-Terry)" if self.has_value_head else "")
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
             **_described_preference(self.preference, self.kto, self.reference),
@@ -275,6 +278,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
         lora=config.lora,
+        has_value_head=config.recipe == "reward",
         preference=_preference(config),
         kto=replace(config.kto, reference=None) if isinstance(config, KtoConfig) else None,
         reference=_reference(config),
@@ -347,6 +351,7 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
     yield from _parallel_refusals(config, machine)
     yield from _model_refusals(config, machine)
+    yield from _reward_refusals(config)
     yield from _preference_refusals(config)
     yield from _rl_refusals(config)
     if run.num_epochs is not None and run.num_steps is not None:
@@ -508,6 +513,24 @@ def _validation_refusals(config: SftConfig) -> Iterator[Refusal]:
             "a validation loss for each checkpoint",
             "give --checkpoint.steps_between as a multiple of --validation-steps-between",
         )
+
+
+def _reward_refusals(config: SftConfig) -> Iterator[Refusal]:
+    """The rules of a model that says one number."""
+    if config.recipe != "reward":
+        return
+    if config.lora is not None:
+        hint = "leave it out: the new head has to learn, and all other weights do, too"
+        yield Refusal("lora", "an adapter, for reward", "no adapter", hint)
+    if config.model.liger:
+        yield Refusal("model.liger", "true, for reward", "a model of language", "leave it out")
+    if config.model.loss_chunk_tokens is not None:
+        got = f"{config.model.loss_chunk_tokens}, for reward"
+        hint = "leave it out: there are no scores over the vocabulary to hold"
+        yield Refusal("model.loss_chunk_tokens", got, "a model of language", hint)
+    if config.data.on_long_sample == "truncate":
+        hint = "take skip: the number is read at the end of a completion"
+        yield Refusal("data.on_long_sample", "truncate, for reward", "stop or skip", hint)
 
 
 REFERENCE_FREE = ("orpo", "simpo")

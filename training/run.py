@@ -40,10 +40,10 @@ from training.loop import Heard, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import RunSummary, summarize
-from training.models.forward import logprobs
+from training.models.forward import logprobs, values
 from training.models.head import chunked_head
 from training.models.liger import use_liger
-from training.models.load import check_documents_stay_apart, load_model
+from training.models.load import Head, check_documents_stay_apart, load_model
 from training.models.lora import add_adapter
 from training.models.neftune import add_noise
 from training.models.quantize import nf4
@@ -130,12 +130,14 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     base = Path(plan.model_path).expanduser()
     base_path = str(base.resolve()) if base.is_dir() else plan.model_path
     quantization = nf4(plan.precision) if plan.quantization == "nf4" else None
+    kind_of_head: Head = "new value" if plan.has_value_head else "language"
     model, tokenizer = load_model(
         base_path,
         attention=plan.attention,
         device=backend.loads_on,
         quantization=quantization,
         needs_chat_template=plan.data_kind == "chat",
+        head=kind_of_head,
     )
     data = read_data(plan, recipe, tokenizer)
     if plan.liger:
@@ -164,7 +166,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     with backend.computing():
         check_documents_stay_apart(trained, plan.model_path)
         head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
-    scored = partial(logprobs, trained, head=head)
+    scored = partial(values, trained) if plan.has_value_head else partial(logprobs, trained, head=head)
     algorithm = recipe.algorithm(plan)
     if plan.reference:
         # Here, where the model is wrapped and has its initial weights: a step or a checkpoint changes them.
@@ -312,7 +314,11 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
 
     def built() -> nn.Module:
         again = load_model(
-            base_path, attention=plan.attention, quantization=quantization, needs_chat_template=False
+            base_path,
+            attention=plan.attention,
+            quantization=quantization,
+            needs_chat_template=False,
+            head=kind_of_head,
         ).model
         return add_adapter(again, plan.lora) if plan.lora else again
 

@@ -113,17 +113,21 @@ def validate(
     was_training = model.training
     model.eval()
     loss_sum = divisor = 0.0
+    metrics: Counter[str] = Counter()
     num_weighted_tokens = 0
     for batch in batches:
         for microbatch in batch.microbatches:
             with backend.computing():
-                loss_sum += algorithm.loss_sum(logprobs, microbatch.to(backend.device))[0].item()
+                part, metric_sums = algorithm.loss_sum(logprobs, microbatch.to(backend.device))
+            loss_sum += part.item()
+            metrics.update(metric_sums)
         divisor += algorithm.divisor(batch)
         num_weighted_tokens += batch.num_weighted_tokens
     model.train(was_training)
     loss = backend.sum_over_ranks(loss_sum) / divisor
     _refuse_non_finite(step, validation_loss=loss)
-    return ValidationRecord(step, loss, num_weighted_tokens, time.perf_counter() - started)
+    means = {name: backend.sum_over_ranks(total) / divisor for name, total in sorted(metrics.items())}
+    return ValidationRecord(step, loss, num_weighted_tokens, time.perf_counter() - started, means)
 
 
 def _refuse_non_finite(step: int, **values: float) -> None:

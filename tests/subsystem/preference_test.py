@@ -13,6 +13,7 @@ import peft  # noqa: F401 - so that forked processes need not spend seconds on i
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import training.parallel.fsdp  # noqa: F401 - the same
 from tests.subsystem.processes import forked, records_of, tensors_of, typed
@@ -29,11 +30,13 @@ from training.config import (
     PreferenceLoss,
     RunConfig,
 )
-from training.metrics.records import Record, StepRecord
+from training.errors import ModelError
+from training.metrics.records import Record, StepRecord, ValidationRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
 from training.recipes import train
+from training.rollout.judge import RewardModel
 from training.schedule import Schedule
 
 NUM_STEPS = 6
@@ -198,6 +201,48 @@ def test_labels_are_learned(tmp_path: Path) -> None:
     assert records[-1].metrics["reward_signed"] > 0.1
     for before, after in zip(records, steps(trained(on_two_ranks(made, backend="ddp"))), strict=True):
         assert after.loss == pytest.approx(before.loss, rel=10 * RANKS_FP32_RELATIVE)
+
+
+def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhere(tmp_path: Path) -> None:
+    """Chosen is the right sum; what it says of held-out pairs is in the records, and of anything in its export."""
+    decided = planned(tmp_path, validation_fraction=0.25, checkpoint_steps_between=2, num_kept=9, exports=("model",))
+    alone = replace(decided, recipe="reward", preference=None, reference=None, has_value_head=True, num_steps=12)
+    expected = trained(alone)
+    first, last = steps(expected)[0], steps(expected)[-1]
+    assert first.loss == pytest.approx(0.69, abs=0.3)
+    assert last.metrics["reward_margin"] > first.metrics["reward_margin"] + 1.0
+    held_out = [each for each in expected if isinstance(each, ValidationRecord)]
+    assert held_out[-1].metrics["reward_accuracy"] == 1.0
+    assert held_out[-1].loss < held_out[0].loss
+    for name, place in PLACES.items():
+        got = trained(on_two_ranks(alone, **place))
+        for one, other in zip(expected, got, strict=True):
+            if isinstance(one, (StepRecord, ValidationRecord)) and isinstance(other, (StepRecord, ValidationRecord)):
+                # Absolute too: at the end the loss is small, while the rewards that it compares are not.
+                assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE, abs=2e-7), name
+                assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5), name
+    for whole in (alone, on_two_ranks(alone, backend="fsdp")):
+        parts = replace(whole, out=f"{whole.out} parts", resume="must")
+        shutil.copytree(whole.out, parts.out)
+        for step in (4, 6, 8, 10, 12):
+            shutil.rmtree(Path(parts.out) / f"checkpoints/step-{step:08d}")
+        (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000002\n", encoding="utf-8")
+        assert trained(parts) == records_of(Path(whole.out))
+    exported = Path(alone.out) / "model"
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    judge = RewardModel(str(exported))
+    sides: dict[str, list[float]] = {"chosen": [], "rejected": []}
+    for each in pairs(8):
+        for side, found in sides.items():
+            messages = [{"role": "user", "content": each["prompt"]}, {"role": "assistant", "content": each[side]}]
+            ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+            found.append(judge(each["prompt"], each[side]))
+            assert found[-1] == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
+    right = sum(one > other for one, other in zip(sides["chosen"], sides["rejected"], strict=True))
+    assert right >= 7
+    with pytest.raises(ModelError, match=r"lacks 1 weights, among them score\.weight"):
+        RewardModel(str(tmp_path / "base"))("2 + 2?", "4")
 
 
 def test_command_learns_pairs_and_exports_the_model(tmp_path: Path) -> None:

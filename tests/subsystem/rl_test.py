@@ -11,11 +11,12 @@ from typing import Any
 
 import peft  # noqa: F401 - so that forked processes need not spend seconds on it
 import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import training.parallel.fsdp  # noqa: F401 - the same
 from tests.subsystem.processes import records_of, tensors_of
 from tests.support.chats import write_jsonl
-from tests.support.tolerances import RANKS_FP32_RELATIVE
+from tests.support.tolerances import LOGPROB_FP32, RANKS_FP32_RELATIVE
 from training.checkpoint.manifest import POINTER
 from training.config import (
     BatchConfig,
@@ -185,6 +186,25 @@ def test_a_reward_that_raises_stops_the_run_or_is_counted(folder: Path) -> None:
     counted = planned(folder, "counts", rl={"rewards": rewards, "on_reward_error": "count"}, num_steps=1)
     train(counted)
     assert steps(counted)[0]["reward_errors"] == 16
+
+
+def test_a_reward_model_is_a_reward(folder: Path) -> None:
+    """With a weight, beside a function; what it said is what transformers says of the same conversation."""
+    config = AutoConfig.from_pretrained(folder / "base", num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "judge")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "judge")
+    rewards = (f"{folder}/rewards.py:share", f"2*{folder}/judge")
+    made = planned(folder, "judged", rl={"rewards": rewards}, num_steps=1)
+    train(made)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "judge").eval()
+    for each in completions(made):
+        said = [{"role": "user", "content": each["prompt"]}, {"role": "assistant", "content": each["completion"]}]
+        ids = tokenizer.apply_chat_template(said, return_tensors="pt", return_dict=True)["input_ids"]
+        share, judged = each["rewards"].values()
+        assert judged == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
+        assert each["reward"] == pytest.approx(share + 2 * judged)
+    assert f"reward {folder}/judge" in steps(made)[0]
 
 
 def test_a_line_that_is_no_prompt_is_refused_by_its_number(folder: Path) -> None:

@@ -24,11 +24,18 @@ from typing import TYPE_CHECKING, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from training.checkpoint.manifest import TRASH, UNFINISHED
 from training.errors import ExportError
 from training.models.attention import DocumentStarts
+from training.models.forward import value_head
 from training.models.lora import load_adapter, merged, save_adapter
 from training.models.quantize import computing_in_fp32, is_quantized, nf4
 from training.plan import ExportKind
@@ -111,7 +118,8 @@ def _verify(
     source = base_path if kind == "adapter" else written
     attention = cast(PreTrainedModel, model).config._attn_implementation
     in_4_bits = kind == "adapter" and is_quantized(model)
-    reloaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForCausalLM if value_head(model) is None else AutoModelForSequenceClassification
+    reloaded: nn.Module = auto.from_pretrained(
         source,
         dtype=torch.float32,
         attn_implementation=attention,

@@ -6,6 +6,8 @@ A string stands for one message: of the user as a prompt, of the assistant as a 
 rejected are whole conversations, and the messages with which both begin are the prompt. `messages` is another name of
 `prompt`. Lines are read as strictly as conversations are; see `training.data.samples`.
 
+With `"margin": 0.5`, by how much more chosen is worth; only a reward model learns from that.
+
 Or a single completion that somebody found good or bad:
 
     {"prompt": [messages], "completion": [messages], "label": true}
@@ -14,7 +16,9 @@ Refused because nothing would be learned, or the wrong thing: completions that a
 assistant, or that answer nothing.
 """
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,8 @@ from training.data.samples import (
 
 PROMPT_KEYS = ("prompt", "messages")
 PAIR_KEYS = (*PROMPT_KEYS, "chosen", "rejected")
+MARGIN = "margin_D"
+"""The column with what the line of a pair has as its margin, 0 where it has none."""
 LABELLED_KEYS = (*PROMPT_KEYS, "completion", "label")
 DESIRABLE = "desirable_D"
 """The column of labelled completions: 1 for a good one, 0 for a bad one. `training.algorithms.kto` reads it."""
@@ -48,6 +54,8 @@ class Pair:
 
     chosen: Sample
     rejected: Sample
+    margin: float | None = None
+    """By how much more chosen is worth, 0 if nobody said; None if it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +96,25 @@ def _labelled(value: dict[str, Any], where: str) -> tuple[Labelled, list[str]]:
     return Labelled(own, own, label), unread
 
 
-def read_pairs(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> SampleFile[Pair]:
+def read_pairs(path: str | Path, *, on_bad_sample: OnBadSample = "stop", with_margin: bool = False) -> SampleFile[Pair]:
     """The pairs of a JSONL file.
+
+    Args:
+        path: the file.
+        on_bad_sample: what to do with a line that is no pair.
+        with_margin: reads `margin`, which is otherwise a key like any that nobody knows.
 
     Raises:
         SampleError: a line is not a pair to learn from.
         DataError: the file cannot be read, or has no usable line.
     """
-    return read_lines(path, on_bad_sample, _pair)
+    return read_lines(path, on_bad_sample, partial(_pair, with_margin=with_margin))
 
 
 def pair_example(renderer: Renderer, pair: Pair) -> Example:
     """One example of two documents, chosen and rejected, in which the completions count."""
-    return joined(renderer.example(pair.chosen), renderer.example(pair.rejected))
+    both = joined(renderer.example(pair.chosen), renderer.example(pair.rejected))
+    return both if pair.margin is None else replace(both, columns={MARGIN: np.full(2, pair.margin, dtype=np.float32)})
 
 
 def joined(*documents: Example) -> Example:
@@ -114,8 +128,8 @@ def joined(*documents: Example) -> Example:
     )
 
 
-def _pair(value: dict[str, Any], where: str) -> tuple[Pair, list[str]]:
-    unread = unread_keys(value, PAIR_KEYS)
+def _pair(value: dict[str, Any], where: str, *, with_margin: bool) -> tuple[Pair, list[str]]:
+    unread = unread_keys(value, (*PAIR_KEYS, "margin") if with_margin else PAIR_KEYS)
     prompt = prompt_of(value)
     sides = [completion_of(value, key) for key in ("chosen", "rejected")]
     if not prompt:
@@ -133,7 +147,19 @@ def _pair(value: dict[str, Any], where: str) -> tuple[Pair, list[str]]:
     chosen, rejected = (
         conversation(prompt, side, key, where) for key, side in zip(("chosen", "rejected"), sides, strict=True)
     )
-    return Pair(chosen, rejected), unread
+    return Pair(chosen, rejected, _margin(value) if with_margin else None), unread
+
+
+def _margin(value: dict[str, Any]) -> float:
+    margin = value.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin) or margin < 0:
+        raise RefusedError(
+            "bad margin",
+            got=f"margin is {margin!r}",
+            expected="a number of at least 0",
+            hint=f"leave it out, swap chosen and rejected, {SKIP_HINT}",
+        )
+    return float(margin)
 
 
 def prompt_of(value: dict[str, Any]) -> tuple[Message, ...]:

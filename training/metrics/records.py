@@ -56,6 +56,8 @@ class ValidationRecord:
     loss: float
     num_weighted_tokens: int
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """As in a step's record, over the whole set."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
 """Runs a model on a microbatch of packed documents; the one place that knows the keyword arguments for it.
 
-Shapes: T tokens of the microbatch, K positions asked for, V vocabulary.
+Shapes: T tokens of the microbatch, K positions asked for, V vocabulary, or 1 where the head says one value.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from training.data.batch import Microbatch
 from training.models.attention import DocumentStarts
@@ -19,16 +24,52 @@ def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None)
 
     Goes through the model's own call, whatever wraps it (an adapter, a shard, a replica).
     """
-    outputs = model(
-        input_ids=microbatch.token_ids_T[None],
-        position_ids=microbatch.positions_T[None],
-        attention_mask=None,
-        use_cache=False,
-        logits_to_keep=0 if at_K is None else at_K,
-        document_starts=DocumentStarts(microbatch.document_starts_D1.tolist()),
-    )
+    head = value_head(model)
+    with nullcontext() if head is None else _at_every_position(head, at_K):
+        outputs = model(
+            input_ids=microbatch.token_ids_T[None],
+            position_ids=microbatch.positions_T[None],
+            attention_mask=None,
+            use_cache=False,
+            document_starts=DocumentStarts(microbatch.document_starts_D1.tolist()),
+            **({"logits_to_keep": 0 if at_K is None else at_K} if head is None else {}),
+        )
     logits_1KV: Tensor = outputs.logits
     return logits_1KV[0]
+
+
+def values(model: nn.Module, microbatch: Microbatch, at_K: Tensor, weights_K: Tensor | None = None) -> Tensor:
+    """values_K: what a model with a value head says after each token of `at_K`, in float32.
+
+    Takes the place of `logprobs` where such a model is trained; `weights_K` is for a chunked head, and unused.
+    """
+    return logits(model, microbatch, at_K)[:, 0].float()
+
+
+def value_head(model: nn.Module) -> nn.Module | None:
+    """The layer of transformers' sequence classifiers, however wrapped; None in a model of language."""
+    inner = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)
+    head: nn.Module | None = getattr(inner, "score", None)
+    return head
+
+
+@contextmanager
+def _at_every_position(head: nn.Module, at_K: Tensor | None) -> Iterator[None]:
+    """Has the model return the head's values at all positions of `at_K`, while entered.
+
+    It returns those at one position, which it takes for the end of a padded sequence. Whichever that is, all values
+    stand there: a view, and the way through the model's own call, so that what wraps it notices nothing.
+    """
+
+    def spread(module: nn.Module, given: Any, values_1TV: Tensor) -> Tensor:
+        wanted_1KV = values_1TV if at_K is None else values_1TV[:, at_K]
+        return wanted_1KV[:, None].expand(-1, values_1TV.shape[1], -1, -1)
+
+    handle = head.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def logprobs(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -25,6 +26,9 @@ from training.models import attention as attention_per_document
 from training.models.forward import logits
 
 Attention = Literal["documents", "sdpa", "eager"]
+Head = Literal["language", "value", "new value"]
+"""What a model says: scores over the vocabulary, or one value. A new one is drawn from torch's global generator if the
+checkpoint has none. Laid out as transformers' sequence classifier of one label, which anybody can load."""
 
 LEAK_EPSILONS = 8
 """Change of a logit, in machine epsilons of the largest, that still counts as rounding. Experts that see
@@ -69,6 +73,7 @@ def load_model(
     device: torch.device | str = "cpu",
     quantization: BitsAndBytesConfig | None = None,
     needs_chat_template: bool = True,
+    head: Head = "language",
 ) -> Loaded:
     """The model and tokenizer of a local directory or hub name, checked to belong together.
 
@@ -79,6 +84,7 @@ def load_model(
         device: where the weights go.
         quantization: of linear layers, which then cannot be trained; an adapter on them can.
         needs_chat_template: False for training on plain text.
+        head: see `Head`.
 
     Raises:
         ModelError: one of the two cannot be loaded, or they do not fit.
@@ -88,17 +94,25 @@ def load_model(
     try:
         # Sizes that do not match are let through, to be refused by name below. The result is a pair because of
         # output_loading_info; the declared type knows only of the model.
-        pair: Any = AutoModelForCausalLM.from_pretrained(
+        kind = AutoModelForSequenceClassification if head != "language" else AutoModelForCausalLM
+        pair: Any = kind.from_pretrained(
             _place(path),
             dtype=dtype,
             attn_implementation=attention,
             quantization_config=quantization,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **({"num_labels": 1} if head != "language" else {}),
         )
     except Exception as error:
         raise _not_loaded("model", path, error) from error
     model: PreTrainedModel = pair[0]
+    if head == "new value":
+        pair[1]["missing_keys"].discard("score.weight")
+    if head != "language":
+        # In a batch such a model looks for the last token that is no padding: a pad that ends documents would hide it.
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = pad if pad != tokenizer.eos_token_id else None
     _check_complete(path, pair[1])
     _check_vocabulary(path, model, tokenizer)
     module: nn.Module = model

@@ -6,10 +6,17 @@ from training.recipe import Recipe
 from training.recipes.dpo import DpoRecipe
 from training.recipes.grpo import GrpoRecipe
 from training.recipes.kto import KtoRecipe
+from training.recipes.reward import RewardRecipe
 from training.recipes.sft import SftRecipe
 from training.run import train as _train
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "kto": KtoRecipe, "grpo": GrpoRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "sft": SftRecipe,
+    "reward": RewardRecipe,
+    "dpo": DpoRecipe,
+    "kto": KtoRecipe,
+    "grpo": GrpoRecipe,
+}
 """Every recipe by the name that plans and the command line call it."""
 
 

@@ -18,6 +18,7 @@ from training.models.forward import logprobs
 from training.models.load import load_model
 from training.plan import Plan
 from training.recipe import Running
+from training.rollout.judge import RewardModel
 from training.rollout.rewards import load_rewards
 from training.rollout.rollouts import Rollouts
 
@@ -42,7 +43,7 @@ class GrpoRecipe:
         """Prompts that leave room for a completion."""
         assert plan.rl is not None
         # Found now, since a mistyped name should not cost a rollout.
-        load_rewards(plan.rl.rewards)
+        load_rewards(plan.rl.rewards, RewardModel)
         file = read_prompts(path, on_bad_sample=plan.on_bad_sample)
         rendered: list[Example] = [
             render_prompt(tokenizer, each, is_chat=plan.data_kind == "chat") for each in file.samples
@@ -70,7 +71,7 @@ class GrpoRecipe:
             backend=running.backend,
             logprobs=running.logprobs,
             reference=_reference(plan, running) if plan.rl.kl_coefficient else None,
-            rewards=load_rewards(plan.rl.rewards),
+            rewards=load_rewards(plan.rl.rewards, partial(RewardModel, device=running.backend.device)),
         )
 
 

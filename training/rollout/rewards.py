@@ -3,9 +3,9 @@
     def reward(prompt, completion, **columns) -> float
 
 `prompt` is what the line of the data file has (a string, or a list of messages), `completion` the model's text,
-`columns` the line's other keys. A function is named as `module:function` or `file.py:function`, with a weight in front
-where it is not 1: `0.5*checks.py:is_brief`. One that is `async` is awaited together with those of all completions. The
-reward of a completion is the weighted sum.
+`columns` the line's other keys. A function is named as `module:function` or `file.py:function`, a reward model by its
+directory, with a weight in front where it is not 1: `0.5*checks.py:is_brief`. A function that is `async` is awaited
+together with those of all completions. The reward of a completion is the weighted sum.
 
 A reward that raises, or returns what is no finite number, either stops the run, by the name of its sample, or counts as
 0 and is counted: a person decides, for both are right somewhere.
@@ -56,20 +56,26 @@ class Scored:
     """Rewards that raised and counted as 0."""
 
 
-def load_rewards(specifications: Sequence[str]) -> list[Reward]:
+def load_rewards(specifications: Sequence[str], judge: Callable[[str], Callable[..., float]]) -> list[Reward]:
     """The functions that the settings name.
+
+    Args:
+        specifications: see the module's docstring.
+        judge: makes a function of a reward model's directory.
 
     Raises:
         ConfigError: one cannot be found, or imported.
     """
-    return [_load(each) for each in specifications]
+    return [_load(each, judge) for each in specifications]
 
 
-def _load(specification: str) -> Reward:
+def _load(specification: str, judge: Callable[[str], Callable[..., float]]) -> Reward:
     weight, star, named = specification.rpartition("*")
     place, _, name = named.rpartition(":")
     try:
         scale = float(weight) if star else 1.0
+        if Path(named).expanduser().is_dir():
+            return Reward(named, judge(named), scale)
         if place.endswith(".py"):
             path = Path(place).expanduser()
             spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
@@ -86,7 +92,7 @@ def _load(specification: str) -> Reward:
         raise ConfigError(
             "rl.rewards",
             got=f"{specification}, which cannot be loaded ({type(error).__name__}: {error})",
-            expected="module:function or file.py:function, with weight* in front if it is not 1",
+            expected="module:function, file.py:function or a directory, with weight* in front if it is not 1",
             hint="check the name; paths of files start where the command was typed",
         ) from error
     return Reward(named, function, scale)

@@ -20,6 +20,7 @@ from training.config import (
     ParallelConfig,
     PreferenceConfig,
     PreferenceLoss,
+    RewardConfig,
     RlConfig,
     RunConfig,
     ScheduleConfig,
@@ -31,6 +32,7 @@ from training.plan import Machine, Plan, Refusal, plan
 MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 KTO = KtoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+REWARD = RewardConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 DPO = DpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 GRPO = GrpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
@@ -55,6 +57,7 @@ BASES = {
     "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
     "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
     "kto": replace(KTO, lora=LoraConfig()),
+    "reward": replace(REWARD, data=DataConfig("d", validation_fraction=0.1)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
 }
 
@@ -342,6 +345,36 @@ def test_kto_without_an_adapter_cannot_leave_one_out() -> None:
         "setting out"
     )
     assert planned(KTO).reference == "initial"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"lora": LoraConfig()},
+            "lora: an adapter, for reward; expected no adapter. hint: leave it out: the new head has to learn, and all "
+            "other weights do, too",
+        ),
+        (
+            {"model": ModelConfig("m", liger=True), "run": RunConfig("o", device="cuda")},
+            "model.liger: true, for reward; expected a model of language. hint: leave it out",
+        ),
+        (
+            {"model": ModelConfig("m", loss_chunk_tokens=512)},
+            "model.loss_chunk_tokens: 512, for reward; expected a model of language. hint: leave it out: there are no "
+            "scores over the vocabulary to hold",
+        ),
+        (
+            {"data": DataConfig("d", on_long_sample="truncate")},
+            "data.on_long_sample: truncate, for reward; expected stop or skip. hint: take skip: the number is read at "
+            "the end of a completion",
+        ),
+    ],
+)
+def test_settings_that_a_value_head_has_no_use_for_are_refused(changed: dict[str, Any], message: str) -> None:
+    answer = plan(replace(REWARD, **changed), MACHINE)
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == message
 
 
 @pytest.mark.parametrize(("changed", "message"), REFUSED_PAIRS, ids=[said.split(";")[0] for _, said in REFUSED_PAIRS])

@@ -18,6 +18,7 @@ from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.algorithm import Algorithm
 from training.algorithms.kto import DESIRABLE, Kto
 from training.algorithms.preference import REFERENCE, Preference, document_logprobs, pair_losses
+from training.algorithms.reward import MARGIN, BradleyTerry
 from training.config import KtoSettings, PreferenceConfig, PreferenceLoss
 from training.data.batch import Batch, Microbatch, microbatch
 from training.data.example import Example
@@ -313,5 +314,33 @@ def test_kto_does_not_depend_on_packing_or_ranks_and_fillers_give_nothing() -> N
         assert (others - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max()
 
 
+def test_bradley_terry_by_hand() -> None:
+    """Read at the last token of each document; a margin asks for more, and a filler for nothing."""
+
+    def pair(margin: float) -> Example:
+        both = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
+        return replace(both, columns={MARGIN: np.full(2, margin, dtype=np.float32)})
+
+    said = torch.tensor([9.0, 2.0, 9.0, 9.0, 1.0, 9.0, 0.0, 9.0, 9.0, 0.5], requires_grad=True)
+
+    def given(batch: Any, at_K: Tensor, weights_K: Tensor | None) -> Tensor:
+        return said[at_K]
+
+    loss, metrics = BradleyTerry().loss_sum(given, microbatch([pair(0.0), pair(1.5)]))
+    assert loss.item() == pytest.approx(-math.log(sigmoid(1.0)) - math.log(sigmoid(-0.5 - 1.5)), rel=1e-6)
+    assert metrics == pytest.approx(
+        {"reward_chosen": 2.0, "reward_rejected": 1.5, "reward_margin": 0.5, "reward_accuracy": 1}
+    )
+    loss.backward()
+    assert said.grad is not None
+    first, second = sigmoid(-1.0), sigmoid(2.0)
+    assert said.grad.tolist() == pytest.approx([0, -first, 0, 0, first, 0, -second, 0, 0, second])
+    loss, metrics = BradleyTerry().loss_sum(given, microbatch([pair(0.0)], weighted=False))
+    assert loss.item() == 0.0
+    assert loss.requires_grad
+    assert not any(metrics.values())
+
+
 def test_the_divisor_is_the_number_of_pairs() -> None:
-    assert Preference(SETTINGS["ipo"]).divisor(SimpleNamespace(num_samples=7)) == 7
+    for algorithm in (Preference(SETTINGS["ipo"]), Kto(KTO), BradleyTerry()):
+        assert algorithm.divisor(SimpleNamespace(num_samples=7)) == 7

@@ -1,13 +1,14 @@
 """A pair is read strictly, has one prompt on both sides, and counts its completions alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.chats import write_jsonl
-from training.algorithms import kto
-from training.data.pairs import DESIRABLE, labelled_example, pair_example, read_labelled, read_pairs
+from training.algorithms import kto, reward
+from training.data.pairs import DESIRABLE, MARGIN, labelled_example, pair_example, read_labelled, read_pairs
 from training.data.render import Renderer
 from training.data.samples import Sample
 from training.errors import SampleError
@@ -70,6 +71,20 @@ def test_a_line_that_is_no_pair_is_refused_by_its_number(tmp_path: Path, line: d
 
 def test_keys_of_others_are_counted(tmp_path: Path) -> None:
     assert read(tmp_path, PAIR | {"source": "x"}).ignored_keys == {"source": 1}
+
+
+def test_a_margin_is_read_where_it_is_learned_from(tmp_path: Path) -> None:
+    lines = [PAIR | {"margin": 0.5}, PAIR]
+    assert read(tmp_path, *lines).ignored_keys == {"margin": 1}
+    file = read(tmp_path, *lines, with_margin=True)
+    assert not file.ignored_keys
+    renderer = Renderer(tiny_tokenizer())
+    assert [pair_example(renderer, each).columns[MARGIN].tolist() for each in file.samples] == [[0.5, 0.5], [0, 0]]
+    assert reward.MARGIN == MARGIN
+    for bad in ("-1", "true", '"much"', "1e999"):
+        line = json.dumps(PAIR | {"margin": 0}).replace('"margin": 0', f'"margin": {bad}')
+        with pytest.raises(SampleError, match=r":2: margin is .*; expected a number of at least 0"):
+            read(tmp_path, PAIR, line, with_margin=True)
 
 
 def test_labelled_completions_stand_beside_one_of_another_prompt(tmp_path: Path) -> None:

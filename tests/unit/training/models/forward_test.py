@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from tests.support.examples import random_examples
 from tests.support.tolerances import LEAK, LOGPROB_FP32
 from training.data.batch import microbatch
-from training.models.forward import logits
+from training.models.forward import logits, value_head, values
 from training.models.load import Attention
 from training.models.tiny import Architecture, tiny_model
 
@@ -93,3 +94,20 @@ def test_checkpointed_activations_and_autocast_give_the_same_gradients() -> None
     with torch.autocast("cpu", torch.bfloat16):
         rounded = gradient()
     assert (rounded - plain).norm() / plain.norm() < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_values_are_what_a_sequence_classifier_says_of_each_document_alone(architecture: Architecture) -> None:
+    config = tiny_model(architecture, num_labels=1).config
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="documents").eval()
+    assert value_head(model) is model.score
+    assert value_head(tiny_model(architecture)) is None
+    pack = microbatch(EXAMPLES)
+    got = values(model, pack, pack.document_starts_D1[1:] - 1)
+    everywhere = values(model, pack, torch.arange(len(pack.token_ids_T)))
+    model.set_attn_implementation("eager")
+    alone = torch.cat([model(input_ids=microbatch([each]).token_ids_T[None]).logits[0] for each in EXAMPLES])
+    assert got.std() > 100 * LOGPROB_FP32
+    torch.testing.assert_close(got, alone, atol=LOGPROB_FP32, rtol=0)
+    torch.testing.assert_close(everywhere[pack.document_starts_D1[1:] - 1], alone, atol=LOGPROB_FP32, rtol=0)

@@ -18,7 +18,7 @@ from training.metrics.records import StepRecord, ValidationRecord, read_records
 from training.metrics.summary import FileSummary
 from training.models.tiny import save_tiny, tiny_tokenizer
 from training.plan import Machine, Plan, plan
-from training.recipes import dpo, grpo, kto, sft, train
+from training.recipes import dpo, grpo, kto, reward, sft, train
 from training.recipes.sft import SftRecipe
 from training.schedule import Schedule
 
@@ -47,7 +47,7 @@ def planned(directory: Path, lines: list[Any], **changed: Any) -> Plan:
 def test_every_field_of_the_plan_is_read_by_the_recipe() -> None:
     read = {
         node.attr
-        for module in (run, reading, reference, sft, dpo, grpo, kto)
+        for module in (run, reading, reference, sft, reward, dpo, grpo, kto)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "plan"
     }

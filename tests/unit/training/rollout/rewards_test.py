@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def answered(completion: str, **columns: Any) -> Answered:
 
 
 def test_rewards_are_weighed_and_added_up(own: str) -> None:
-    rewards = load_rewards(["training.rollout.verifiers:exact", f"0.5*{own}:is_brief", f"-2*{own}:slow"])
+    rewards = load_rewards(["training.rollout.verifiers:exact", f"0.5*{own}:is_brief", f"-2*{own}:slow"], judged)
     scored = score(rewards, [answered("2", answer=2), answered("two or so", answer=3)], stops_at_error=True)
     assert [each.total for each in scored] == [1 + 0.5 - 4, -6]
     assert scored[0].each == {
@@ -54,7 +55,7 @@ def test_rewards_are_weighed_and_added_up(own: str) -> None:
 
 @pytest.mark.parametrize(("name", "got"), [("fails", "KeyError: 'answer'"), ("nan", "ValueError: it returned nan")])
 def test_a_reward_that_raises_is_named_with_its_sample_or_counted(own: str, name: str, got: str) -> None:
-    rewards = load_rewards([f"{own}:{name}", f"{own}:is_brief"])
+    rewards = load_rewards([f"{own}:{name}", f"{own}:is_brief"], judged)
     with pytest.raises(RewardError) as raised:
         score(rewards, [answered("2")], stops_at_error=True)
     assert str(raised.value) == (
@@ -63,6 +64,17 @@ def test_a_reward_that_raises_is_named_with_its_sample_or_counted(own: str, name
     )
     (counted,) = score(rewards, [answered("2")], stops_at_error=False)
     assert (counted.total, counted.num_errors) == (1.0, 1)
+
+
+def judged(directory: str) -> Callable[..., float]:
+    """Stands for a reward model."""
+    return lambda prompt, completion, **columns: float(len(directory))
+
+
+def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
+    (reward,) = load_rewards([f"0.5*{tmp_path}"], judged)
+    (scored,) = score([reward], [answered("2")], stops_at_error=True)
+    assert scored.total == 0.5 * len(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -77,11 +89,11 @@ def test_a_reward_that_raises_is_named_with_its_sample_or_counted(own: str, name
 )
 def test_a_reward_that_cannot_be_loaded_is_refused(named: str, cause: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        load_rewards([named])
+        load_rewards([named], judged)
     assert str(raised.value).startswith(f"rl.rewards: {named}, which cannot be loaded ({cause}")
     assert str(raised.value).endswith(
-        "; expected module:function or file.py:function, with weight* in front if it is not 1. hint: check the name; "
-        "paths of files start where the command was typed"
+        "; expected module:function, file.py:function or a directory, with weight* in front if it is not 1. hint: "
+        "check the name; paths of files start where the command was typed"
     )
 
 
@@ -170,6 +182,6 @@ def test_async_rewards_wait_together(own: str) -> None:
         await begun.wait()
         return 1.0
 
-    (reward,) = load_rewards(["training.rollout.verifiers:exact"])
+    (reward,) = load_rewards(["training.rollout.verifiers:exact"], judged)
     scored = score([replace(reward, function=together)], [answered("a"), answered("b")], stops_at_error=True)
     assert [each.total for each in scored] == [1.0, 1.0]
