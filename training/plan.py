@@ -11,7 +11,7 @@ Standard library only.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from training.config import (
     Attention,
@@ -26,6 +26,7 @@ from training.config import (
     OptimizerKind,
     Precision,
     PreferenceConfig,
+    PreferenceLoss,
     Quantization,
     RecipeKind,
     Resume,
@@ -534,6 +535,7 @@ def _reward_refusals(config: SftConfig) -> Iterator[Refusal]:
 
 
 REFERENCE_FREE = ("orpo", "simpo")
+WITH_REFERENCE = tuple(each for each in get_args(PreferenceLoss) if each not in REFERENCE_FREE)
 
 
 def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
@@ -547,14 +549,13 @@ def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
     if not isinstance(config, DpoConfig):
         return
     preference, loss = config.preference, config.preference.loss
-    with_reference = ("sigmoid", "ipo", "hinge", "robust")
     for name, value, losses in (
-        ("beta", preference.beta, (*with_reference, "simpo")),
+        ("beta", preference.beta, (*WITH_REFERENCE, "simpo")),
         ("label_smoothing", preference.label_smoothing, ("sigmoid", "robust")),
-        ("length_normalized", preference.length_normalized or None, with_reference),
+        ("length_normalized", preference.length_normalized or None, WITH_REFERENCE),
         ("target_margin", preference.target_margin, ("simpo",)),
         ("odds_weight", preference.odds_weight, ("orpo",)),
-        ("reference", preference.reference, with_reference),
+        ("reference", preference.reference, WITH_REFERENCE),
     ):
         if value is not None and loss not in losses:
             got = f"{str(value).lower() if value is True else value}, while preference.loss is {loss}"

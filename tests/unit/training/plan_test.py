@@ -308,6 +308,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+WITH_REFERENCE = " or ".join(loss for loss in get_args(PreferenceLoss) if loss not in ("orpo", "simpo"))
+
 REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
     (
         {"data": DataConfig("d", kind="text")},
@@ -320,13 +322,13 @@ REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
             "choose another loss",
         )
         for loss, name, value, shown, expected in (
-            ("orpo", "beta", 0.1, "0.1", "sigmoid or ipo or hinge or robust or simpo"),
+            ("orpo", "beta", 0.1, "0.1", f"{WITH_REFERENCE} or simpo"),
             ("ipo", "label_smoothing", 0.1, "0.1", "sigmoid or robust"),
-            ("simpo", "length_normalized", True, "true", "sigmoid or ipo or hinge or robust"),
+            ("simpo", "length_normalized", True, "true", WITH_REFERENCE),
             ("sigmoid", "target_margin", 1.0, "1.0", "simpo"),
             ("hinge", "odds_weight", 1.0, "1.0", "orpo"),
-            ("orpo", "reference", "initial", "initial", "sigmoid or ipo or hinge or robust"),
-            ("simpo", "reference", "elsewhere", "elsewhere", "sigmoid or ipo or hinge or robust"),
+            ("orpo", "reference", "initial", "initial", WITH_REFERENCE),
+            ("simpo", "reference", "elsewhere", "elsewhere", WITH_REFERENCE),
         )
     ),
     (
