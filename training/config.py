@@ -15,7 +15,7 @@ from typing import Literal
 from training.errors import ConfigError
 
 RecipeKind = Literal["sft", "reward", "dpo", "kto", "grpo"]
-PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
+PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
 Attention = Literal["documents", "sdpa", "eager"]
@@ -469,7 +469,8 @@ class PreferenceConfig:
 
     loss: PreferenceLoss = "sigmoid"
     """`sigmoid` (DPO, arXiv 2305.18290); `ipo` does not push pairs apart without end; `hinge` stops at a margin;
-    `robust` takes it that some labels are wrong; `orpo` and `simpo` need no reference."""
+    `robust` takes it that some labels are wrong; `apo_zero` moves each side by itself; `orpo` and `simpo` need no
+    reference."""
 
     beta: float | None = None
     """How tightly the model is held to the reference: the larger, the tighter; for simpo the scale of rewards. Default:

@@ -7,6 +7,7 @@ Of a pair with prompt x, chosen completion y⁺ and rejected completion y⁻, wi
     robust     (−(1−ε) log σ(βδ) + ε log σ(−βδ)) / (1 − 2ε)                      arXiv 2403.00409 (11)
     ipo        (δ − 1/(2β))²                                                     arXiv 2310.12036 (17)
     hinge      max(0, 1 − βδ)                                                    arXiv 2309.06657 (10)
+    apo_zero   1 − σ(βδ⁺) + σ(βδ⁻),  δ^± = s(y^±) − s_ref(y^±)                   arXiv 2408.06266, plus 1
     simpo      −log σ(β s(y⁺)/|y⁺| − β s(y⁻)/|y⁻| − γ)                           arXiv 2405.14734 (6)
     orpo       −a⁺ − λ log σ(log odds(a⁺) − log odds(a⁻)),  a = s(y)/|y|         arXiv 2403.07691 (6, 7)
                log odds(a) = a − log(1 − exp a)
@@ -124,6 +125,9 @@ def pair_losses(scores_P2: Tensor, settings: PreferenceConfig) -> Tensor:
     if settings.loss == "simpo":
         assert settings.target_margin is not None
         return -logsigmoid(h_P - settings.target_margin)
+    if settings.loss == "apo_zero":
+        sigmoid_P2 = torch.sigmoid(settings.beta * scores_P2)
+        return 1 - sigmoid_P2[:, 0] + sigmoid_P2[:, 1]
     smoothing = settings.label_smoothing
     assert smoothing is not None
     if settings.loss == "robust":

@@ -33,6 +33,7 @@ SETTINGS: dict[str, PreferenceConfig] = {
     "robust": PreferenceConfig("robust", beta=0.5, label_smoothing=0.2),
     "ipo": PreferenceConfig("ipo", beta=0.25),
     "hinge": PreferenceConfig("hinge", beta=0.5),
+    "apo_zero": PreferenceConfig("apo_zero", beta=0.5),
     "simpo": PreferenceConfig("simpo", beta=2.0, target_margin=0.5),
     "orpo": PreferenceConfig("orpo", odds_weight=0.3),
     "sigmoid, length-normalized": PreferenceConfig("sigmoid", beta=0.5, label_smoothing=0.0, length_normalized=True),
@@ -61,6 +62,8 @@ def by_the_paper(one: PreferenceConfig, chosen: float, rejected: float, lengths:
             return (delta - 1 / beta / 2) ** 2
         case "hinge":
             return max(0.0, 1 - beta * delta)
+        case "apo_zero":
+            return (1 - sigmoid(beta * chosen)) + sigmoid(beta * rejected)
         case "simpo":
             return -math.log(sigmoid(beta * delta - (one.target_margin or 0.0)))
         case "orpo":
@@ -97,6 +100,7 @@ def test_three_tokens_by_hand() -> None:
     by_hand = {
         "ipo": (math.log(3) - 2) ** 2,
         "hinge": 1 - 0.5 * math.log(3),
+        "apo_zero": 1 - sigmoid(0.5 * math.log(3 / 2)) + sigmoid(0.5 * math.log(1 / 2)),
         "robust": (0.8 * math.log(1 + 3**-0.5) - 0.2 * math.log(1 + 3**0.5)) / 0.6,
         # a = log 3/4 and log 8^(−1/2): odds 3 and 1/(√8 − 1).
         "simpo": math.log(1 + math.exp(0.5 - 2 * (math.log(3 / 4) + math.log(8) / 2))),
