@@ -283,5 +283,5 @@ TRAINS: dict[str, Check] = {
 }
 """The claims of a cell whose recipe trains one model."""
 
-CLAIMS = {"sft": TRAINS}
+CLAIMS = {"sft": TRAINS, "dpo": TRAINS}
 """By recipe."""

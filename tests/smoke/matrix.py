@@ -27,7 +27,7 @@ from tests.support.tolerances import (
     SMOKE_CURVE_LIGER_RELATIVE,
     SMOKE_CURVE_RELATIVE,
 )
-from training.config import SftConfig
+from training.config import DpoConfig, SftConfig
 from training.plan import Machine, Plan, Refusal, plan
 
 FEATURES_TOGETHER_MAX = 3
@@ -141,6 +141,7 @@ TABLES = Tables(
     },
     recipes={
         "sft": Recipe(ABBREVIATED),
+        "dpo": Recipe(ABBREVIATED, DpoConfig),
     },
 )
 

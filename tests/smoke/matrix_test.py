@@ -87,7 +87,7 @@ def test_names_tell_cells_apart_and_lead_back_to_them() -> None:
     everything = list(dict.fromkeys([*cells(), *DEPTHS]))
     assert len({cell.name for cell in everything}) == len(everything) > 100
     assert [cell_named(cell.name) for cell in everything] == everything
-    for unknown in ("sft_fsdp_x3", "sft_lora_lora_ddp_x2", "dpo_fsdp_x2", "sft_magic_ddp_x2", "sft_ddp_x4.gpu-other"):
+    for unknown in ("sft_fsdp_x3", "sft_lora_lora_ddp_x2", "other_fsdp_x2", "sft_magic_ddp_x2", "sft_ddp_x4.gpu-other"):
         with pytest.raises(KeyError, match=f"there is no cell {unknown}"):
             cell_named(unknown)
 

@@ -24,7 +24,7 @@ def typed() -> Callable[[Cell], int]:
             patch.setattr(cli, "parser", lambda: made)
             # Of all the machines that cells stand for, this is one at most.
             patch.setattr(single, "machine", lambda: cell.machine)
-            return cli.main(["plan", *cell.words])
+            return cli.main(["plan", cell.recipe, *cell.words])
 
     return typed
 

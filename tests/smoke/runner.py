@@ -21,13 +21,13 @@ from tests.smoke.hardware import hardware, versions
 from tests.smoke.matrix import Cell
 from tests.smoke.session import Session, run_session
 from tests.smoke.verdict import Phase, verdict
-from tests.support.chats import sums, write_jsonl
+from tests.support.chats import preferred_sums, sums, write_jsonl
 from training.config import RunConfig
 from training.models.tiny import save_tiny
 
 NUM_SAMPLES = 36
 
-DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {"sft": sums}
+DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {"sft": sums, "dpo": preferred_sums}
 """What each recipe learns from: so many samples."""
 
 

@@ -22,9 +22,11 @@ BEGIN = f"<!-- Support table, written by `{REFRESH}` -->"
 END = "<!-- End of the support table -->"
 
 
-def table(matrix: Matrix) -> str:
-    """A row for each feature, a column for each framework and what refusals of the row expect; then how many cells."""
-    depth = depths(matrix)
+def table(matrix: Matrix, depth: Mapping[Cell, str]) -> str:
+    """A row for each feature, a column for each framework and what refusals of the row expect; then how many cells.
+
+    Of the first recipe, which is the one that is proven with each single feature. `depth` is `depths(matrix)`.
+    """
     frameworks = list(matrix.tables.frameworks)
     lines = [
         "| | " + " | ".join([*frameworks, "refused elsewhere, since"]) + " |",
@@ -56,9 +58,9 @@ def _counts(matrix: Matrix, depth: Mapping[Cell, str]) -> str:
 def _entry(matrix: Matrix, depth: Mapping[Cell, str], framework: str, feature: str | None) -> str | Refusal:
     """What is known of a feature under a framework."""
     features = (feature,) if feature else ()
+    recipe = next(iter(matrix.tables.recipes))
     alike = [
         Cell(recipe, variant, framework, cards, features, matrix.tables)
-        for recipe in matrix.tables.recipes
         for variant, row in matrix.tables.variants.items()
         for cards in row.cards
     ]
@@ -86,7 +88,9 @@ def with_table(readme: str, written: str) -> str:
 def main() -> int:
     """Writes into the workspace that `bazel run` names."""
     path = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", ".")) / README
-    path.write_text(with_table(path.read_text(encoding="utf-8"), table(Matrix())), encoding="utf-8")
+    matrix = Matrix()
+    written = table(matrix, depths(matrix))
+    path.write_text(with_table(path.read_text(encoding="utf-8"), written), encoding="utf-8")
     print(f"{path}: table written")
     return 0
 

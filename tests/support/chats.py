@@ -48,6 +48,14 @@ def sums(num: int) -> list[dict[str, Any]]:
     return [chat(f"{n % 7} + {n % 5}?", str(n % 7 + n % 5)) for n in range(num)]
 
 
+def preferred_sums(num: int) -> list[dict[str, Any]]:
+    """`num` pairs of answers to the same: the sum is chosen over another number."""
+    return [
+        {"prompt": f"{n % 7} + {n % 5}?", "chosen": str(n % 7 + n % 5), "rejected": str((3 * n + 1) % 11 + 20)}
+        for n in range(num)
+    ]
+
+
 def write_jsonl(path: Path, lines: Iterable[dict[str, Any] | str | bytes]) -> Path:
     """Writes a line for each value, dictionaries as JSON, strings and bytes as they are; returns the path."""
     with open(path, "wb") as file:
