@@ -632,6 +632,10 @@ class RlConfig:
     completion_tokens_max: int = 256
     """Tokens after which a completion is cut off."""
 
+    overlong_tokens: int | None = None
+    """Tokens before completion_tokens_max over which a penalty grows from 0 to 1, to be taken off the reward (the soft
+    overlong punishment of DAPO). Default: no penalty."""
+
     sequences_per_call: int = 64
     """Completions that a rank draws at a time. Decides the memory of keys and values, and results only by rounding."""
 
@@ -648,6 +652,8 @@ class RlConfig:
             _above("rl.importance_max", self.importance_max, 0.0, "2 is usual; leave it out for no correction")
         for name in ("steps_per_rollout", "epochs_per_rollout", "completion_tokens_max", "sequences_per_call"):
             _at_least(f"rl.{name}", getattr(self, name), 1, "it is a count")
+        if self.overlong_tokens is not None:
+            _at_least("rl.overlong_tokens", self.overlong_tokens, 1, "leave it out for no penalty")
         _above("rl.temperature", self.temperature, 0.0, "1 is usual: at 0 all completions of a group are the same")
         if not 0.0 < self.top_p <= 1.0:
             hint = "1 draws from all tokens"

@@ -628,6 +628,9 @@ def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
         got = f"{rl.completion_tokens_max}, of {room} tokens in a sample"
         hint = "raise batch.tokens_per_rank_max, or data.tokens_per_sample_max if it is given"
         yield Refusal("rl.completion_tokens_max", got, "room for a prompt", hint)
+    if rl.overlong_tokens is not None and rl.overlong_tokens > rl.completion_tokens_max:
+        got = f"{rl.overlong_tokens}, of {rl.completion_tokens_max} tokens in a completion"
+        yield Refusal("rl.overlong_tokens", got, "at most as many", "lower it, or raise rl.completion_tokens_max")
     if data.on_long_sample == "truncate":
         hint = "take skip: a prompt without its end asks something else"
         yield Refusal("data.on_long_sample", "truncate, for prompts", "stop or skip", hint)
@@ -660,7 +663,8 @@ def _described_rl(rl: RlConfig | None) -> dict[str, str]:
         return {}
     kl = f"KL {rl.kl_coefficient:g} ({rl.kl_estimator})" if rl.kl_coefficient else "no KL"
     return {
-        "rewards": f"{' + '.join(rl.rewards)}; one that raises: {rl.on_reward_error}",
+        "rewards": f"{' + '.join(rl.rewards)}; one that raises: {rl.on_reward_error}"
+        + (f"; up to 1 off for the last {rl.overlong_tokens} tokens" if rl.overlong_tokens else ""),
         "rollout": f"groups of {rl.group_size}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
         f"time, temperature {rl.temperature:g}, top-p {rl.top_p:g}; for {rl.steps_per_rollout} step(s), seen "
         f"{rl.epochs_per_rollout} time(s)",

@@ -188,6 +188,17 @@ def test_a_reward_that_raises_stops_the_run_or_is_counted(folder: Path) -> None:
     assert steps(counted)[0]["reward_errors"] == 16
 
 
+def test_a_completion_that_is_too_long_loses_reward(folder: Path) -> None:
+    made = planned(folder, "overlong", rl={"overlong_tokens": 4}, num_steps=1)
+    train(made)
+    for each in completions(made):
+        share, penalty = each["rewards"].values()
+        assert penalty == -max(0, each["num_tokens"] - 4) / 4
+        assert each["reward"] == pytest.approx(share + penalty)
+    assert {each["num_tokens"] for each in completions(made)} >= {8}
+    assert steps(made)[0]["reward_mean"] == pytest.approx(sum(e["reward"] for e in completions(made)) / 16, rel=1e-6)
+
+
 def test_a_reward_model_is_a_reward(folder: Path) -> None:
     """With a weight, beside a function; what it said is what transformers says of the same conversation."""
     config = AutoConfig.from_pretrained(folder / "base", num_labels=1)

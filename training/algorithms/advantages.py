@@ -37,6 +37,17 @@ def rloo_advantages(rewards_PN: Tensor) -> Tensor:
     return rewards_PN - others_PN
 
 
+def overlong_penalty(num_tokens: int, num_tokens_max: int, overlong_tokens: int) -> float:
+    """What is taken off the reward of a completion: 0, rising to 1 over its last tokens (DAPO, arXiv 2503.14476, 13).
+
+    Args:
+        num_tokens: of the completion.
+        num_tokens_max: where completions are cut off.
+        overlong_tokens: over how many before that it rises.
+    """
+    return max(0.0, (num_tokens - num_tokens_max + overlong_tokens) / overlong_tokens)
+
+
 def gae(rewards_T: Tensor, values_T: Tensor, *, discount: float, decay: float) -> Tensor:
     """advantages_T of the tokens of one completion, which ends there (GAE, arXiv 1506.02438, eq. 16).
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.algorithms.advantages import group_advantages, rloo_advantages
+from training.algorithms.advantages import group_advantages, overlong_penalty, rloo_advantages
 from training.algorithms.algorithm import Logprobs
 from training.algorithms.grpo import ADVANTAGES, POLICY, REFERENCE, SAMPLED, token_weight
 from training.data.batch import Batch
@@ -254,6 +254,12 @@ class Rollouts:
             for number, text in zip(numbers, texts, strict=True)
         ]
         scored = score(self.rewards, answered, stops_at_error=self.rl.on_reward_error == "stop")
+        if soft := self.rl.overlong_tokens:
+            penalties = [overlong_penalty(len(c.token_ids), self.rl.completion_tokens_max, soft) for c in completions]
+            scored = [
+                replace(each, total=each.total - penalty, each={**each.each, "overlong": -penalty})
+                for each, penalty in zip(scored, penalties, strict=True)
+            ]
         return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
 
     def _example(self, prompt: Prompt, answer: Answer, advantage: float) -> Example:

@@ -16,6 +16,7 @@ from training.config import (
     ModelConfig,
     OptimizerConfig,
     PreferenceConfig,
+    RlConfig,
     RunConfig,
     ScheduleConfig,
     SftConfig,
@@ -29,6 +30,70 @@ REQUIRED: dict[type, dict[str, str]] = {
 }
 
 REFUSED: list[tuple[type, str, Any, str]] = [
+    (
+        RlConfig,
+        "rewards",
+        (),
+        "rl.rewards: no reward; expected at least one function. hint: name functions as module:function or "
+        "file.py:function",
+    ),
+    (
+        RlConfig,
+        "group_size",
+        1,
+        "rl.group_size: 1; expected a finite number of at least 2. hint: a completion is compared with "
+        "others of its group",
+    ),
+    (
+        RlConfig,
+        "clip_low",
+        1.0,
+        "rl.clip_low: 1.0; expected a fraction, 0 or more and below 1. hint: 0.2 is usual",
+    ),
+    (
+        RlConfig,
+        "clip_high",
+        0.0,
+        "rl.clip_high: 0.0; expected a finite number above 0.0. hint: 0.2 is usual, 0.28 in DAPO",
+    ),
+    (
+        RlConfig,
+        "kl_coefficient",
+        -1.0,
+        "rl.kl_coefficient: -1.0; expected a finite number of at least 0.0. hint: 0.001 to 0.04 is usual; 0 "
+        "leaves the term out",
+    ),
+    (
+        RlConfig,
+        "importance_max",
+        0.0,
+        "rl.importance_max: 0.0; expected a finite number above 0.0. hint: 2 is usual; leave it out for no correction",
+    ),
+    (
+        RlConfig,
+        "steps_per_rollout",
+        0,
+        "rl.steps_per_rollout: 0; expected a finite number of at least 1. hint: it is a count",
+    ),
+    (
+        RlConfig,
+        "temperature",
+        0.0,
+        "rl.temperature: 0.0; expected a finite number above 0.0. hint: 1 is usual: at 0 all completions of "
+        "a group are the same",
+    ),
+    (
+        RlConfig,
+        "top_p",
+        0.0,
+        "rl.top_p: 0.0; expected above 0 and at most 1. hint: 1 draws from all tokens",
+    ),
+    (
+        RlConfig,
+        "overlong_tokens",
+        0,
+        "rl.overlong_tokens: 0; expected a finite number of at least 1. hint: leave it out for no penalty",
+    ),
     (KtoSettings, "beta", 0.0, "kto.beta: 0.0; expected a finite number above 0.0. hint: 0.1 is usual"),
     (
         KtoSettings,

@@ -397,6 +397,11 @@ def test_settings_that_do_not_combine_are_refused_with_a_reason(changed: dict[st
 
 REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
     (
+        {"rl": RlConfig(overlong_tokens=32, completion_tokens_max=16)},
+        "rl.overlong_tokens: 32, of 16 tokens in a completion; expected at most as many. hint: lower it, or raise "
+        "rl.completion_tokens_max",
+    ),
+    (
         {"rl": RlConfig(group_size=5)},
         "rl.group_size: 5, with rollouts of 16 completions; expected groups that come out even. hint: change it, "
         "batch.samples_per_step or rl.steps_per_rollout",

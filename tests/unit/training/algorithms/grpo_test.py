@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
-from training.algorithms.advantages import gae, group_advantages, rloo_advantages
+from training.algorithms.advantages import gae, group_advantages, overlong_penalty, rloo_advantages
 from training.algorithms.grpo import Grpo, LengthNormalization, token_weight
 from training.algorithms.kl import KlEstimator, kl_estimate
 from training.algorithms.value import value_loss
@@ -135,6 +135,11 @@ def test_advantages_by_hand() -> None:
     std = math.sqrt(4 * 0.25 / 3)
     assert group_advantages(rewards, divide_by_std=True)[0, 0].item() == pytest.approx(0.5 / (std + 1e-4), rel=1e-6)
     assert rloo_advantages(rewards)[0].tolist() == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+
+
+def test_overlong_penalty_by_hand() -> None:
+    """Of at most 20 tokens the last 8: the paper's bounds, and half way."""
+    assert [overlong_penalty(num, 20, 8) for num in (1, 12, 13, 16, 20)] == [0.0, 0.0, 0.125, 0.5, 1.0]
 
 
 def test_gae_by_hand_and_at_its_two_ends() -> None:
