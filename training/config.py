@@ -90,6 +90,10 @@ class ModelConfig:
     """Forget activations in the forward pass and compute them again in the backward pass: one more forward pass of
     time, far less memory."""
 
+    compile: bool = False
+    """Run the model's layers as compiled code (torch.compile): faster once the first step has waited for the compiler,
+    other last digits. Needs a C++ compiler on the CPU and Triton on accelerators."""
+
     def __post_init__(self) -> None:
         """Checks what can be checked without opening the directory."""
         _given("model.path", self.path, "name a model directory with --model DIR")

@@ -57,6 +57,8 @@ class Machine:
     """Of these, how many on this machine."""
     packages: tuple[str, ...] = ()
     """Python packages that are present of those that only some settings need."""
+    compiles_cpp: bool = False
+    """True if there are a C++ compiler and the headers of this Python."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Plan:
     neftune_alpha: float | None
     loss_chunk_tokens: int | None
     activation_checkpointing: bool
+    compile: bool
     lora: LoraConfig | None
     has_value_head: bool
     """The model says one number of what it has read, in place of what comes next."""
@@ -200,7 +203,8 @@ class Plan:
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (", Liger's kernels" if self.liger else "")
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
-            + (", activation checkpointing" if self.activation_checkpointing else ""),
+            + (", activation checkpointing" if self.activation_checkpointing else "")
+            + (", layers compiled" if self.compile else ""),
             "data": f"{self.data_path} ({self.data_kind}), up to {self.tokens_per_sample_max} tokens a sample; "
             f"bad samples: {self.on_bad_sample}; long samples: {self.on_long_sample}",
             "validation": validation,
@@ -278,6 +282,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         neftune_alpha=model.neftune_alpha,
         loss_chunk_tokens=model.loss_chunk_tokens,
         activation_checkpointing=model.activation_checkpointing,
+        compile=model.compile,
         lora=config.lora,
         has_value_head=config.recipe == "reward",
         preference=_preference(config),
@@ -425,6 +430,39 @@ def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             yield Refusal("model.liger", f"true, with {backend}", "single or ddp", hint)
         if "liger_kernel" not in machine.packages:
             yield _lacks("model.liger", "true", "liger_kernel")
+    if model.compile:
+        yield from _compile_refusals(config, machine)
+
+
+def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """The rules of compiled layers: what they need, and what they would not be or not be proven with."""
+    name, model, lora = "model.compile", config.model, config.lora
+    num_ranks, _, device = _place(config, machine)
+    if device == "cpu" and not machine.compiles_cpp:
+        hint = "install g++ and Python's development headers, name another compiler in CXX, or leave the setting out"
+        yield Refusal(name, "true, without a C++ compiler or Python.h", "both, which layers on the CPU need", hint)
+    if device != "cpu" and "triton" not in machine.packages:
+        yield _lacks(name, "true", "triton")
+    if (backend := _backend(config, num_ranks)) == "deepspeed":
+        hint = "add --backend fsdp, or leave it out: what DeepSpeed does around each layer would be compiled with it"
+        yield Refusal(name, f"true, with {backend}", "single, ddp or fsdp", hint)
+    if model.attention != "documents":
+        hint = "leave one of the two out: with a mask, layers would be compiled anew for packs with another one"
+        yield Refusal(name, f"true, with attention {model.attention}", "attention documents", hint)
+    if model.activation_checkpointing:
+        hint = "leave one of the two out: layers that are run again for their gradients are not compiled"
+        yield Refusal(name, "true, with activation_checkpointing", "layers that keep their activations", hint)
+    for got, is_on in {
+        "model.liger": model.liger,
+        f"model.quantization {model.quantization}": model.quantization != "none",
+        "lora.dora": lora is not None and lora.dora,
+    }.items():
+        if is_on:
+            hint = "leave one of the two out: whether both together give the same numbers is not proven"
+            yield Refusal(name, f"true, with {got}", "layers of plain matrices, norms and plain LoRA", hint)
+    if lora is not None and lora.dropout:
+        hint = "leave one of the two out: compiled layers would drop other places than the same run uncompiled"
+        yield Refusal(name, f"true, with lora.dropout {lora.dropout:g}", "layers that draw nothing", hint)
 
 
 def _lacks(field: str, value: str, package: str) -> Refusal:

@@ -40,6 +40,7 @@ from training.loop import Heard, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import RunSummary, summarize
+from training.models.compile import compile_layers, uncompile_layers
 from training.models.forward import logprobs, values
 from training.models.head import chunked_head
 from training.models.liger import use_liger
@@ -166,6 +167,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     with backend.computing():
         check_documents_stay_apart(trained, plan.model_path)
         head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
+    if plan.compile:
+        compile_layers(trained, plan.model_path)
     scored = partial(values, trained) if plan.has_value_head else partial(logprobs, trained, head=head)
     algorithm = recipe.algorithm(plan)
     if plan.reference:
@@ -322,6 +325,9 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         ).model
         return add_adapter(again, plan.lora) if plan.lora else again
 
+    # An export is compared bit for bit with a model that is loaded anew, and that one is not compiled.
+    if plan.compile:
+        uncompile_layers(trained)
     kinds = plan.exports if outcome.is_finished else ()
     whole = backend.whole(trained, built) if kinds else None
     summary = None

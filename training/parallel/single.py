@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ ACCELERATORS = ("cuda", "xpu")
 """Device types the toolkit is written for, best first. ROCm calls itself cuda."""
 
 
-OPTIONAL_PACKAGES = ("bitsandbytes", "liger_kernel")
+OPTIONAL_PACKAGES = ("bitsandbytes", "liger_kernel", "triton")
 """What only some settings need."""
 
 
@@ -36,7 +39,14 @@ def machine() -> Machine:
         num_ranks=world.num_ranks if world else None,
         num_ranks_here=world.num_ranks_here if world else 1,
         packages=tuple(name for name in OPTIONAL_PACKAGES if importlib.util.find_spec(name)),
+        compiles_cpp=_compiles_cpp(),
     )
+
+
+def _compiles_cpp() -> bool:
+    """Whether torch's compiler would find what it needs for the CPU, where it looks."""
+    headers = Path(sysconfig.get_path("include"))
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and (headers / "Python.h").is_file()
 
 
 class Single(Alone):

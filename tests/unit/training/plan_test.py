@@ -29,7 +29,13 @@ from training.config import (
 from training.errors import PlanRefused
 from training.plan import Machine, Plan, Refusal, plan
 
-MACHINE = Machine(num_threads=4, accelerators=("cuda",), num_accelerators=16, packages=("bitsandbytes", "liger_kernel"))
+MACHINE = Machine(
+    num_threads=4,
+    accelerators=("cuda",),
+    num_accelerators=16,
+    packages=("bitsandbytes", "liger_kernel", "triton"),
+    compiles_cpp=True,
+)
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 KTO = KtoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 REWARD = RewardConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
@@ -220,6 +226,38 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"model": ModelConfig("m", quantization="nf4")},
         "model.quantization: nf4, without lora; expected an adapter, since weights of 4 bits are not trained. hint: "
         "add --lora, or leave the setting out",
+    ),
+    (
+        {"model": ModelConfig("m", compile=True), "parallel": ParallelConfig(backend="deepspeed")},
+        "model.compile: true, with deepspeed; expected single, ddp or fsdp. hint: add --backend fsdp, or leave it "
+        "out: what DeepSpeed does around each layer would be compiled with it",
+    ),
+    (
+        {"model": ModelConfig("m", compile=True, attention="sdpa")},
+        "model.compile: true, with attention sdpa; expected attention documents. hint: leave one of the two out: with "
+        "a mask, layers would be compiled anew for packs with another one",
+    ),
+    (
+        {"model": ModelConfig("m", compile=True, activation_checkpointing=True)},
+        "model.compile: true, with activation_checkpointing; expected layers that keep their activations. hint: leave "
+        "one of the two out: layers that are run again for their gradients are not compiled",
+    ),
+    *(
+        (
+            {"model": ModelConfig("m", compile=True, **model), "lora": lora},
+            f"model.compile: true, with {got}; expected layers of plain matrices, norms and plain LoRA. hint: leave "
+            "one of the two out: whether both together give the same numbers is not proven",
+        )
+        for model, lora, got in (
+            ({"liger": True}, None, "model.liger"),
+            ({"quantization": "nf4"}, LoraConfig(), "model.quantization nf4"),
+            ({}, LoraConfig(dora=True), "lora.dora"),
+        )
+    ),
+    (
+        {"model": ModelConfig("m", compile=True), "lora": LoraConfig(dropout=0.1)},
+        "model.compile: true, with lora.dropout 0.1; expected layers that draw nothing. hint: leave one of the two "
+        "out: compiled layers would drop other places than the same run uncompiled",
     ),
     (
         {"run": RunConfig("o", num_epochs=2, num_steps=10)},
@@ -466,6 +504,7 @@ def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:
     [
         (ModelConfig("m", quantization="nf4"), "model.quantization: nf4", "bitsandbytes"),
         (ModelConfig("m", liger=True), "model.liger: true", "liger_kernel"),
+        (ModelConfig("m", compile=True), "model.compile: true", "triton"),
     ],
 )
 def test_settings_that_need_a_package_are_refused_where_it_is_not(
@@ -478,6 +517,17 @@ def test_settings_that_need_a_package_are_refused_where_it_is_not(
     assert str(answer.as_error()) == (
         f"{setting}, without the package {package}; expected a Python in which it is installed. hint: install "
         f"{package}, or leave the setting out"
+    )
+
+
+def test_compiled_layers_on_the_cpu_need_a_compiler() -> None:
+    config = replace(BASE, model=ModelConfig("m", compile=True), run=RunConfig("o", device="cpu"))
+    assert planned(config, replace(MACHINE, packages=())).compile
+    answer = plan(config, replace(MACHINE, compiles_cpp=False))
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == (
+        "model.compile: true, without a C++ compiler or Python.h; expected both, which layers on the CPU need. hint: "
+        "install g++ and Python's development headers, name another compiler in CXX, or leave the setting out"
     )
 
 

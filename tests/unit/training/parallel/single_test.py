@@ -1,6 +1,8 @@
 """One process shares with nobody, and knows where it is."""
 
 import os
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,3 +45,17 @@ def test_machine_has_the_threads_that_this_process_may_use() -> None:
     found = machine()
     assert found.num_threads == len(os.sched_getaffinity(0))
     assert ("cuda" in found.accelerators) == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("lacks", ["nothing", "compiler", "headers"])
+def test_machine_compiles_where_there_are_a_compiler_and_the_headers_of_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    compiler = tmp_path / "some-c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-c++" if lacks == "compiler" else compiler))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    if lacks != "headers":
+        (tmp_path / "Python.h").touch()
+    assert machine().compiles_cpp == (lacks == "nothing")

@@ -1,0 +1,108 @@
+"""Compiled layers: the run of those that are not, on every backend that takes them, and no pack is compiled for anew.
+
+What is compiled is kept in a directory that all processes of this test share, so that most find it there.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch._dynamo.callback
+import torch._inductor.config
+from torch import nn
+
+import training.parallel.fsdp  # noqa: F401 - so that forked ranks need not spend seconds on it
+from tests.subsystem.processes import forked, records_of, tensors_of
+from tests.subsystem.ranks import NUM_STEPS, check_resumes_exactly, planned
+from tests.support.examples import random_examples
+from tests.support.tolerances import RANKS_FP32_RELATIVE
+from training.data.batch import microbatch
+from training.errors import ModelError
+from training.metrics.records import StepRecord
+from training.models.compile import compile_layers
+from training.models.forward import logits
+from training.models.tiny import tiny_model
+from training.parallel.single import machine
+from training.recipes import train
+
+# Layers meet packs of other lengths with other numbers of documents at every step of these runs.
+torch._dynamo.config.error_on_recompile = True
+torch._inductor.config.compile_threads = 1
+
+TRAINING_ALONE = {"validation_fraction": 0.0, "validation_steps_between": None}
+"""Evaluation is compiled by itself, once, which takes as long again."""
+
+PLACES: dict[str, dict[str, Any]] = {
+    "single": {"backend": "single", "num_ranks": 1},
+    "ddp": {"backend": "ddp", "num_ranks": 2},
+    "fsdp": {"backend": "fsdp", "num_ranks": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
+    made = planned(directory, out=str(directory / name), exports=("model",), **TRAINING_ALONE, **changed)
+    assert forked(train, made) == 0
+    return [each for each in records_of(Path(made.out)) if isinstance(each, StepRecord)]
+
+
+@pytest.fixture(scope="module")
+def plain(directory: Path) -> list[StepRecord]:
+    return trained(directory, "plain", **PLACES["single"])
+
+
+@pytest.fixture
+def compilers(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a file for each process in which something is compiled."""
+
+    def note(_: object) -> None:
+        (tmp_path / str(os.getpid())).touch()
+
+    torch._dynamo.callback.callback_handler.register_start_callback(note)
+    yield tmp_path
+    torch._dynamo.callback.callback_handler.remove_start_callback(note)
+
+
+def names_of(out: Path) -> set[str]:
+    """Of the tensors in the last checkpoint, whichever ranks have them."""
+    return {each.partition("/")[2] for each in tensors_of(out / f"checkpoints/step-{NUM_STEPS:08d}")}
+
+
+def test_it_is_allowed_here() -> None:
+    assert machine().compiles_cpp, "the target is incompatible with machines where it is not"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_backend_takes_the_steps_of_layers_that_are_not_compiled(
+    directory: Path, plain: list[StepRecord], compilers: Path, place: str
+) -> None:
+    """And names weights as they do. The export verifies that what was trained is what is written."""
+    ours = trained(directory, place, compile=True, **PLACES[place])
+    assert len(list(compilers.iterdir())) == PLACES[place]["num_ranks"]
+    assert len(ours) == len(plain) == NUM_STEPS
+    for one, other in zip(ours, plain, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=RANKS_FP32_RELATIVE)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=RANKS_FP32_RELATIVE)
+    assert names_of(directory / place) == names_of(directory / "plain")
+
+
+def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
+    check_resumes_exactly(tmp_path, compile=True, **PLACES["ddp"], **TRAINING_ALONE)
+
+
+def test_a_pack_as_long_as_a_layer_is_wide_is_like_any_other() -> None:
+    model: nn.Module = tiny_model()
+    compile_layers(model, "tiny")
+    for lengths in ([20, 12], [7], [40, 3, 30]):
+        logits(model, microbatch(random_examples(lengths))).sum().backward()  # type: ignore[no-untyped-call]  # torch
+
+
+def test_a_model_that_does_not_say_what_its_layers_are_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"tiny: Linear, which does not say what its layers are; .*--model.compile"):
+        compile_layers(nn.Linear(2, 2), "tiny")
