@@ -18,7 +18,7 @@ RecipeKind = Literal["sft", "reward", "dpo", "kto", "grpo"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
-Attention = Literal["documents", "sdpa", "eager"]
+Attention = Literal["documents", "sdpa", "eager", "flex", "flash"]
 DataKind = Literal["chat", "text"]
 OnBadSample = Literal["stop", "skip"]
 OnLongSample = Literal["stop", "skip", "truncate"]
@@ -72,7 +72,8 @@ class ModelConfig:
 
     attention: Attention = "documents"
     """How packed documents are kept apart. `documents` attends to each document by itself and is exact and fastest;
-    `sdpa` and `eager` are transformers' own, which build the whole square mask."""
+    `sdpa` and `eager` are transformers' own, which build the whole square mask; `flex` and `flash` are kernels of
+    accelerators that need none. `flash` wants the package flash_attn and bf16."""
 
     liger: bool = False
     """Compute norms, rotary positions and gated layers with Liger's kernels: faster, less memory, other last digits.

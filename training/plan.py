@@ -430,8 +430,26 @@ def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             yield Refusal("model.liger", f"true, with {backend}", "single or ddp", hint)
         if "liger_kernel" not in machine.packages:
             yield _lacks("model.liger", "true", "liger_kernel")
+    yield from _attention_refusals(config, machine)
     if model.compile:
         yield from _compile_refusals(config, machine)
+
+
+def _attention_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
+    """The rules of the kernels that attention can run in."""
+    name, model = "model.attention", config.model
+    hint = "leave it out: attention per document is exact everywhere"
+    if model.attention in ("flex", "flash") and _place(config, machine)[2] == "cpu":
+        lacks = "whose backward pass is not there" if model.attention == "flex" else "where it has no kernel"
+        yield Refusal(name, f"{model.attention}, on cpu, {lacks}", "documents, sdpa or eager", hint)
+    if model.attention == "flash":
+        if model.precision != "bf16":
+            hint = f"add --precision bf16, or {hint}"
+            yield Refusal(name, f"flash, with {model.precision}", "bf16, all it computes in", hint)
+        if "flash_attn" not in machine.packages:
+            yield _lacks(name, "flash", "flash_attn")
+    if model.attention == "flex" and "triton" not in machine.packages:
+        yield _lacks(name, "flex", "triton")
 
 
 def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
@@ -446,6 +464,10 @@ def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if (backend := _backend(config, num_ranks)) == "deepspeed":
         hint = "add --backend fsdp, or leave it out: what DeepSpeed does around each layer would be compiled with it"
         yield Refusal(name, f"true, with {backend}", "single, ddp or fsdp", hint)
+    if config.recipe == "grpo":
+        hint = "leave it out: completions are drawn a token at a time from a cache, for which layers would be compiled "
+        hint += "anew"
+        yield Refusal(name, "true, for grpo", "a recipe that only trains", hint)
     if model.attention != "documents":
         hint = "leave one of the two out: with a mask, layers would be compiled anew for packs with another one"
         yield Refusal(name, f"true, with attention {model.attention}", "attention documents", hint)

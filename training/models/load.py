@@ -25,7 +25,9 @@ from training.errors import ModelError
 from training.models import attention as attention_per_document
 from training.models.forward import logits
 
-Attention = Literal["documents", "sdpa", "eager"]
+Attention = Literal["documents", "sdpa", "eager", "flex", "flash"]
+IMPLEMENTATIONS: dict[Attention, str] = {"flex": "flex_attention", "flash": "flash_attention_2"}
+"""What transformers calls them, where it is something else."""
 Head = Literal["language", "value", "new value"]
 """What a model says: scores over the vocabulary, or one value. A new one is drawn from torch's global generator if the
 checkpoint has none. Laid out as transformers' sequence classifier of one label, which anybody can load."""
@@ -80,7 +82,7 @@ def load_model(
     Args:
         path: a directory in Hugging Face layout, or a hub name, for which the hub or its cache must be reachable.
         dtype: of the weights. Training wants float32, and autocast for the arithmetic.
-        attention: `documents` attends per packed document; `sdpa` and `eager` are transformers' own.
+        attention: `documents` attends per packed document; the others are transformers' own.
         device: where the weights go.
         quantization: of linear layers, which then cannot be trained; an adapter on them can.
         needs_chat_template: False for training on plain text.
@@ -98,7 +100,7 @@ def load_model(
         pair: Any = kind.from_pretrained(
             _place(path),
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=IMPLEMENTATIONS.get(attention, attention),
             quantization_config=quantization,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

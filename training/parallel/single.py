@@ -20,7 +20,7 @@ ACCELERATORS = ("cuda", "xpu")
 """Device types the toolkit is written for, best first. ROCm calls itself cuda."""
 
 
-OPTIONAL_PACKAGES = ("bitsandbytes", "liger_kernel", "triton")
+OPTIONAL_PACKAGES = ("bitsandbytes", "flash_attn", "liger_kernel", "triton")
 """What only some settings need."""
 
 

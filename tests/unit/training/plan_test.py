@@ -33,7 +33,7 @@ MACHINE = Machine(
     num_threads=4,
     accelerators=("cuda",),
     num_accelerators=16,
-    packages=("bitsandbytes", "liger_kernel", "triton"),
+    packages=("bitsandbytes", "flash_attn", "liger_kernel", "triton"),
     compiles_cpp=True,
 )
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
@@ -226,6 +226,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"model": ModelConfig("m", quantization="nf4")},
         "model.quantization: nf4, without lora; expected an adapter, since weights of 4 bits are not trained. hint: "
         "add --lora, or leave the setting out",
+    ),
+    *(
+        (
+            {"model": ModelConfig("m", attention=attention, precision="bf16"), "run": RunConfig("o", device="cpu")},
+            f"model.attention: {attention}, on cpu, {lacks}; expected documents, sdpa or eager. hint: leave it out: "
+            "attention per document is exact everywhere",
+        )
+        for attention, lacks in (("flex", "whose backward pass is not there"), ("flash", "where it has no kernel"))
+    ),
+    (
+        {"model": ModelConfig("m", attention="flash")},
+        "model.attention: flash, with fp32; expected bf16, all it computes in. hint: add --precision bf16, or leave it "
+        "out: attention per document is exact everywhere",
     ),
     (
         {"model": ModelConfig("m", compile=True), "parallel": ParallelConfig(backend="deepspeed")},
@@ -440,6 +453,11 @@ REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
         "rl.completion_tokens_max",
     ),
     (
+        {"model": ModelConfig("m", compile=True)},
+        "model.compile: true, for grpo; expected a recipe that only trains. hint: leave it out: completions are drawn "
+        "a token at a time from a cache, for which layers would be compiled anew",
+    ),
+    (
         {"rl": RlConfig(group_size=5)},
         "rl.group_size: 5, with rollouts of 16 completions; expected groups that come out even. hint: change it, "
         "batch.samples_per_step or rl.steps_per_rollout",
@@ -505,6 +523,8 @@ def planned(config: SftConfig, machine: Machine = MACHINE) -> Plan:
         (ModelConfig("m", quantization="nf4"), "model.quantization: nf4", "bitsandbytes"),
         (ModelConfig("m", liger=True), "model.liger: true", "liger_kernel"),
         (ModelConfig("m", compile=True), "model.compile: true", "triton"),
+        (ModelConfig("m", attention="flex"), "model.attention: flex", "triton"),
+        (ModelConfig("m", attention="flash", precision="bf16"), "model.attention: flash", "flash_attn"),
     ],
 )
 def test_settings_that_need_a_package_are_refused_where_it_is_not(

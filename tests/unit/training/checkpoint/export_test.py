@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -53,6 +53,19 @@ def test_model_reloads_to_the_same_logits(tmp_path: Path, architecture: Architec
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-5)
     for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two), name
+
+
+def test_an_export_is_checked_without_the_kernel_of_an_accelerator_and_goes_on_to_have_it(tmp_path: Path) -> None:
+    """Put together on the CPU, where flex attention would have to be compiled, and flash attention cannot run."""
+    model, tokenizer = trained(tmp_path / "base", lora=True)
+    asked_with = set()
+    base = model.get_base_model()
+    base.set_attn_implementation("flex_attention")
+    base.register_forward_pre_hook(lambda *_: asked_with.add(base.config._attn_implementation))
+    for kind in get_args(ExportKind)[1:]:
+        export(model, tokenizer, tmp_path / kind, kind=kind, base_path=str(tmp_path / "base"))
+    assert asked_with == {"sdpa"}
+    assert base.config._attn_implementation == "flex_attention"
 
 
 @pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])

@@ -142,6 +142,13 @@ def test_an_architecture_that_mixes_documents_is_refused(architecture: str) -> N
         check_documents_stay_apart(model, architecture)
 
 
+def test_kernels_of_accelerators_are_asked_for_by_the_names_that_transformers_has_for_them(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    assert load_model(str(tmp_path), attention="flex").model.config._attn_implementation == "flex_attention"
+    with pytest.raises(ModelError, match=r"FlashAttention2"):
+        load_model(str(tmp_path), attention="flash")
+
+
 @pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
 def test_the_check_passes_and_leaves_the_model_as_it_was(attention: str) -> None:
     model = tiny_model().eval()
