@@ -378,7 +378,8 @@ class RunConfig:
 
     patience: int | None = None
     """Validations in a row without a better loss after which the run is over, as if it had taken its last step: it is
-    saved and exported as it is then. Default: none, all steps are taken. Only with validation_steps_between."""
+    saved and exported as it is then, and checkpoint.num_best_kept keeps what was better. Default: none, all steps are
+    taken. Only with validation_steps_between."""
 
     improvement_min: float | None = None
     """How much lower than the best before, in nats, a validation loss must be to count as better. Default: 0. Only with

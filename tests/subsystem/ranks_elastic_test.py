@@ -1,17 +1,30 @@
-"""A run goes on from the checkpoint of another backend, stage or number of ranks, to rounding."""
+"""A run goes on from the checkpoint of another backend, stage or number of ranks: to rounding, in no more memory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.subsystem.processes import records_of
 from tests.subsystem.ranks import PLACES, planned
 from tests.support.tolerances import RANKS_COARSE_OPTIMIZER_RELATIVE, RANKS_FP32_RELATIVE
+from training import run
+from training.checkpoint.resume import load
+from training.checkpoint.state import restore
 from training.config import LoraConfig
 from training.errors import CheckpointError
 from training.metrics.records import StepRecord
+from training.models.tiny import tiny_model, tiny_tokenizer
 from training.recipes import train
+from training.step import train_step
 
 
 @pytest.mark.parametrize(
@@ -71,3 +84,86 @@ def test_elastic_run_still_refuses_what_is_no_matter_of_place(tmp_path: Path) ->
     train(made)
     with pytest.raises(CheckpointError, match=r"\(plan.seed\): 1 now, 0 when it was saved"):
         train(replace(made, seed=1, **PLACES["ddp x2"]))
+
+
+BYTES_WORTH_COUNTING = 1024
+
+
+def plain_tensors(tree: Any) -> list[Tensor]:
+    """Those with a memory of their own."""
+    return [each for each in tree_leaves(tree) if type(each) in (Tensor, nn.Parameter)]
+
+
+def is_mapped(address: int) -> bool:
+    """Whether a file of tensors is seen there, which is no memory: the file is there to be read again."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split(maxsplit=1)[0].split("-") for line in lines if line.endswith(".safetensors")]
+    return any(int(first, 16) <= address < int(last, 16) for first, last in ranges)
+
+
+class Allocated(TorchDispatchMode):
+    """While entered, how many bytes of tensors made in it are alive, and the most at once. Mapped files are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(each, DTensor) for each in tree_leaves((args, kwargs))):
+            # Then it is asked again, of the part that is here.
+            return NotImplemented
+        before = {each.untyped_storage().data_ptr() for each in plain_tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        self.alive = {at: held for at, held in self.alive.items() if not held[0].expired()}
+        for each in plain_tensors(result):
+            storage = each.untyped_storage()
+            if (
+                storage.nbytes() >= BYTES_WORTH_COUNTING
+                and (at := storage.data_ptr()) not in self.alive.keys() | before
+            ):
+                self.alive[at] = StorageWeakRef(storage), 0 if is_mapped(at) else storage.nbytes()
+        self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self.alive.values()))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("fsdp x2", "fsdp x2"),
+        ("zero 3 x2", "zero 3 x2"),
+        ("one process", "fsdp x3, offload"),
+        ("one process", "zero 3 x3"),
+    ],
+)
+def test_loading_takes_no_more_memory_than_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """Of weights, gradients and moments; the model is large enough for activations of a few tokens to be little."""
+    tiny_model(hidden_size=64, intermediate_size=128, num_hidden_layers=4).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+
+    def measured(what: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        allocated = Allocated() if what == "step" else loading
+
+        def measure(*arguments: Any, **options: Any) -> Any:
+            with allocated:
+                result = does(*arguments, **options)
+            (tmp_path / f"{what} of {torch.distributed.get_rank()}").write_text(str(allocated.peak))
+            return result
+
+        return measure
+
+    loading = Allocated()
+    few: dict[str, Any] = {"elastic": True, "num_steps": 2, "samples_per_step": 2, "tokens_per_rank_max": 64}
+    few |= {"tokens_per_sample_max": 64, "on_long_sample": "skip", "validation_fraction": 0.0}
+    few |= {"validation_steps_between": None}
+    made = planned(tmp_path, **few)
+    train(replace(made, **PLACES[before], steps_this_session_max=1))
+    for name, does in {"load": load, "restore": restore, "train_step": train_step}.items():
+        monkeypatch.setattr(run, name, measured("step" if does is train_step else "loading", does))
+    train(replace(made, **PLACES[after], out=str(tmp_path / "anew"), num_steps=1))
+    train(replace(made, **PLACES[after]))
+    for rank in range(PLACES[after]["num_ranks"]):
+        peak, allowed = (int((tmp_path / f"{what} of {rank}").read_text()) for what in ("loading", "step"))
+        assert 0 < peak <= allowed

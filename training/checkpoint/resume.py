@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.checkpoint.manifest import file_of_rank, newest, verified
 from training.checkpoint.save import STATE
-from training.checkpoint.state import BESIDE_MOMENTS, Tensors
+from training.checkpoint.state import BESIDE_MOMENTS, Made
 from training.config import Resume
 from training.errors import CheckpointError, CheckpointMissing
 
@@ -24,7 +24,7 @@ class Saved:
     path: Path
     step: int
     """Optimizer steps taken when it was saved."""
-    tensors: Tensors
+    tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
     is_whole: bool = False
     """True if it is joined from another number of ranks or another backend: what belongs to ranks is not in it."""
@@ -110,20 +110,24 @@ def load(checkpoint: Path, place: Place = SINGLE, *, elastic: bool = False) -> S
     return Saved(checkpoint, step, tensors, state)
 
 
-def _joined(files: Mapping[str, Path], name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of all ranks as those of one: parts end to end, what each rank has in full once."""
+def _joined(files: Mapping[str, Path], name: str, state: Mapping[str, Any]) -> Made:
+    """The tensors of all ranks as those of one: parts end to end, what each rank has in full once.
+
+    Joined one by one, as they are asked for: a model that is trained in parts may have no room for all of it.
+    """
     num_shards = state["num_shards"]
     shapes = state["identity"]["trained weights"]
     names = [file_of_rank(name, shard, num_shards) for shard in range(num_shards)] if num_shards > 1 else [name]
     parts = [load_file(files[f"{each}.safetensors"]) for each in names]
-    joined = {}
-    for tensor, value in parts[0].items():
+
+    def join(tensor: str) -> Tensor:
         weight, _, key = tensor.rpartition("/") if name == "moments" else (tensor, "", "")
-        if not value.ndim or tensor in state["replicated"] or key.startswith(BESIDE_MOMENTS):
-            joined[tensor] = value
-        else:
-            joined[tensor] = torch.cat([part[tensor] for part in parts]).reshape(shapes[weight])
-    return joined
+        first = parts[0][tensor]
+        if not first.ndim or tensor in state["replicated"] or key.startswith(BESIDE_MOMENTS):
+            return first
+        return torch.cat([part[tensor] for part in parts]).reshape(shapes[weight])
+
+    return Made(parts[0], join)
 
 
 def check_same(saved: Saved, identity: Mapping[str, Any], *, elastic: bool = False) -> None:

@@ -13,7 +13,8 @@ its initial value, or a moment at zero, looks like a healthy run for a while.
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,28 @@ from training.parallel.shards import part_as, part_of, shape_of, sharded_as
 
 Tensors = dict[str, dict[str, Tensor]]
 """Of each file, its tensors by name."""
+
+
+class Made(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for and not kept: one whole weight at a time is in memory."""
+
+    def __init__(self, names: Collection[str], make: Callable[[str], Tensor]) -> None:
+        """Of these names, by this function."""
+        self._names = names
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor, made anew."""
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._names)
+
 
 NO_GRADIENT_YET = "no gradient yet"
 """Stands for the moments of a weight that no sample has reached, and which has none: absent, they would look lost."""
@@ -137,10 +160,11 @@ def _value(key: str, saved: Tensor, weight: Tensor) -> Tensor | int:
     return sharded_as(own, weight) if own.ndim and not key.startswith(BESIDE_MOMENTS) else own
 
 
-def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> Tensors:
+def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn.Parameter]) -> dict[str, Made]:
     """This rank's part of joined tensors; those that no weight of this model asks for stay whole, to be refused."""
 
-    def part(file: str, name: str, value: Tensor) -> Tensor:
+    def part(file: str, name: str) -> Tensor:
+        value = tensors[file][name]
         of_weight, _, key = name.rpartition("/") if file == "moments" else (name, "", "")
         weight = trained.get(of_weight)
         if weight is None or not value.ndim or key.startswith(BESIDE_MOMENTS):
@@ -149,7 +173,7 @@ def _parts(tensors: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, nn
             raise _differs(name, f"shape {list(value.shape)}", f"shape {list(shape_of(weight))}")
         return part_as(value, weight)
 
-    return {file: {name: part(file, name, value) for name, value in values.items()} for file, values in tensors.items()}
+    return {file: Made(values, partial(part, file)) for file, values in tensors.items()}
 
 
 def trained_shapes(model: nn.Module) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.chats import chat, sums, write_jsonl
 from training import reading, reference, run
@@ -116,7 +117,11 @@ def test_a_run_whose_patience_ends_is_finished_exported_and_stays_so(tmp_path: P
     summary = train(impatient)
     assert (summary.stopped_by, summary.is_finished) == ("patience", True)
     assert (summary.num_steps, summary.num_steps_planned) == (4, 16)
-    assert (tmp_path / "out/model/model.safetensors").is_file()
+    # As it is then, and not as it was when it was best: that one is among the checkpoints.
+    exported = load_file(tmp_path / "out/model/model.safetensors")
+    best, last = (load_file(tmp_path / f"out/checkpoints/step-{step:08d}/parameters.safetensors") for step in (2, 4))
+    assert all(torch.equal(value, last[name]) for name, value in exported.items())
+    assert not all(torch.equal(value, best[name]) for name, value in exported.items())
     assert train(impatient) == summary
     losses = {
         each.step: each.loss
