@@ -468,6 +468,9 @@ def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
         hint = "leave it out: completions are drawn a token at a time from a cache, for which layers would be compiled "
         hint += "anew"
         yield Refusal(name, "true, for grpo", "a recipe that only trains", hint)
+    elif config.recipe != "sft":
+        hint = "leave it out: whether the losses of pairs and labels come out the same is not proven"
+        yield Refusal(name, f"true, for {config.recipe}", "sft", hint)
     if model.attention != "documents":
         hint = "leave one of the two out: with a mask, layers would be compiled anew for packs with another one"
         yield Refusal(name, f"true, with attention {model.attention}", "attention documents", hint)

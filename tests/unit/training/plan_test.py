@@ -383,6 +383,11 @@ REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
         )
     ),
     (
+        {"model": ModelConfig("m", compile=True)},
+        "model.compile: true, for dpo; expected sft. hint: leave it out: whether the losses of pairs and labels come "
+        "out the same is not proven",
+    ),
+    (
         {"preference": PreferenceConfig(reference="adapter")},
         "preference.reference: adapter, without lora; expected an adapter to leave out. hint: add --lora, or leave the "
         "setting out",
