@@ -4,6 +4,7 @@
 #   cards       numbers of cards that a test may ask for; each has a constraint and a pool of its own
 #   config      its word in --config=, and the name of its platforms
 #   device      torch's name for it; ROCm builds of torch say `cuda` too
+#   hidden      variables that keep its cards from a test of the cpu, on whose machine they may be
 #   lock        the wheels, from the root
 #   memory_gib  what a card must have at least
 #   torch       the field of torch.version that its build of torch sets
@@ -13,6 +14,7 @@ ACCELERATORS = {
         cards = [],
         config = "",
         device = "cpu",
+        hidden = {},
         lock = "requirements_lock.txt",
         meaning = "no accelerator; runs anywhere",
         memory_gib = 0,
@@ -23,6 +25,7 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "rocm",
         device = "cuda",
+        hidden = {"HIP_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_rocm.txt",
         meaning = "an AMD GPU with ROCm",
         memory_gib = 15,
@@ -33,6 +36,7 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "xpu",
         device = "xpu",
+        hidden = {"ONEAPI_DEVICE_SELECTOR": "*:cpu"},
         lock = "requirements_lock_xpu.txt",
         meaning = "an Intel GPU with oneAPI",
         memory_gib = 15,
@@ -43,6 +47,7 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "cuda",
         device = "cuda",
+        hidden = {"CUDA_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_cuda.txt",
         meaning = "an NVIDIA GPU with CUDA",
         memory_gib = 15,

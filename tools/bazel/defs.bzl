@@ -26,6 +26,14 @@ def _root():
     """The root of this repository, as the `imports` of a target in the package being loaded."""
     return ["/".join([".." for _ in native.package_name().split("/")]) if native.package_name() else "."]
 
+def _hidden():
+    """Keeps a test of the cpu from the cards of the platform that it is built for, with whose torch it would find them."""
+    return select({
+        "//tools/bazel:" + accelerator: row.hidden
+        for accelerator, row in ACCELERATORS.items()
+        if row.cards
+    } | {"//conditions:default": {}})
+
 def _refuse(name, problem):
     if problem:
         fail("\n{}:{}: {}".format("//" + native.package_name(), name, problem))
@@ -101,7 +109,7 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
                 "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
                 "PLUMBLINE_TORCH": row.torch,
                 "PLUMBLINE_VISIBLE": row.visible,
-            } if row.cards else {}) | env,
+            } if row.cards else {}) | env | (_hidden() if not row.cards else {}),
             # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
             exec_properties = {"test.Pool": pool} if row.cards else {},
             imports = _root(),

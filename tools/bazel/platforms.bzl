@@ -20,8 +20,8 @@ def accelerator_constraints(name):
                 visibility = ["//visibility:public"],
             )
 
-def accelerator_platforms(name, here):
-    """A platform for each accelerator, named as its --config, and `host`, which has what this machine has.
+def accelerator_platforms(name, here, default):
+    """A platform for each accelerator, named as its --config, and `host`, the one without a --config.
 
     Who names an accelerator gets its tests for one card in any case, and where there is none they fail and say so. Those
     for more cards are incompatible where there are fewer: no one said that there were.
@@ -29,12 +29,13 @@ def accelerator_platforms(name, here):
     Args:
         name: of the filegroup that stands for the call, empty.
         here: accelerator -> number of its cards in reach.
+        default: the accelerator that `host` has; empty for none. One alone, since a process holds one build of torch.
     """
     native.filegroup(name = name)
     for accelerator, row in ACCELERATORS.items():
         if row.cards:
             _platform(row.config, {accelerator: max(here.get(accelerator, 0), 1)})
-    _platform("host", here)
+    _platform("host", {default: here[default]} if default else {})
 
 def _platform(name, cards_of):
     native.platform(

@@ -1,6 +1,7 @@
 """The accelerator cards that a process of this machine can reach: one probe for each maker, the standard library alone.
 
-    python detect.py        prints them as JSON, which is how @plumbline_host asks
+    python detect.py [ACCELERATOR]...       prints them as JSON, which is how @plumbline_host asks; it names the
+                                            accelerators that there is a torch for
 
 A card that only shows is not counted: in a container the kernel lists every card of the machine, and the device file is
 what says which were handed out. Looking makes no context, so it costs no memory on a card.
@@ -14,7 +15,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -133,17 +135,31 @@ def fingerprint(cards: list[Device]) -> str:
     return "; ".join(kinds)
 
 
-def main() -> int:
-    """Prints the cards, and a fingerprint for each accelerator."""
+def default(cards: list[Device], resolved: Collection[str]) -> str:
+    """The accelerator whose tests run where nobody names one: of those with a torch, that of the most cards, or ""."""
+    counts = Counter(each.accelerator for each in cards if each.accelerator in resolved)
+    return min(counts, key=lambda each: (-counts[each], each), default="")
+
+
+def hint(cards: list[Device], resolved: Collection[str]) -> str:
+    """What to do about cards that no test can run on, or ""."""
+    idle = sorted({each.accelerator for each in cards} - set(resolved))
+    return f"cards of {', '.join(idle)}, and no lock with a torch for them. hint: docs/pools.md" if idle else ""
+
+
+def main(resolved: list[str]) -> int:
+    """Prints the cards, a fingerprint for each accelerator, and which one is the default."""
     found = devices()
     print(
         json.dumps(
             {
                 "cards": [asdict(each) for each in found],
+                "default": default(found, resolved),
                 "fingerprints": {
                     each: fingerprint([card for card in found if card.accelerator == each])
                     for each in sorted({card.accelerator for card in found})
                 },
+                "hint": hint(found, resolved),
             }
         )
     )
@@ -151,4 +167,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

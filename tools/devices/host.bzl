@@ -9,6 +9,9 @@ _BZL = """\
 # Accelerator -> number of cards.
 CARDS = {cards}
 
+# The accelerator whose tests run without a --config, or nothing.
+DEFAULT = {default}
+
 # Accelerator -> their models and drivers.
 FINGERPRINTS = {fingerprints}
 """
@@ -19,15 +22,24 @@ def _host_repository_impl(rctx):
         # The cards are elsewhere. A pool that the farm lacks is refused by it, by name; what its cards are, only it can say.
         cards = {accelerator: max(row.cards) for accelerator, row in ACCELERATORS.items() if row.cards}
         fingerprints = {accelerator: "farm:" + farm for accelerator in cards}
+        default = ""
     else:
-        result = rctx.execute([rctx.path(rctx.attr.python), "-B", rctx.path(rctx.attr._detect)])
+        resolved = [
+            accelerator
+            for accelerator, row in ACCELERATORS.items()
+            if "\ntorch==" in rctx.read(Label("//:" + row.lock))
+        ]
+        result = rctx.execute([rctx.path(rctx.attr.python), "-B", rctx.path(rctx.attr._detect)] + resolved)
         if result.return_code:
             fail("{}{}".format(result.stdout, result.stderr))
         found = json.decode(result.stdout)
         fingerprints = found["fingerprints"]
+        default = found["default"]
+        if found["hint"]:
+            print(found["hint"])  # buildifier: disable=print
         cards = {accelerator: len([card for card in found["cards"] if card["accelerator"] == accelerator]) for accelerator in fingerprints}
     rctx.file("BUILD.bazel", "")
-    rctx.file("cards.bzl", _BZL.format(cards = repr(cards), fingerprints = repr(fingerprints)))
+    rctx.file("cards.bzl", _BZL.format(cards = repr(cards), default = repr(default), fingerprints = repr(fingerprints)))
 
 _host_repository = repository_rule(
     implementation = _host_repository_impl,

@@ -18,6 +18,13 @@ def fail(message: str) -> None:
     raise LoadFailure(message)
 
 
+class Select(dict):
+    """What select() is here: its choices, which a dictionary that it is joined to keeps as they are."""
+
+    def __ror__(self, other: dict[str, Any]) -> dict[str, Any]:
+        return {**other, "select": dict(self)}
+
+
 def starlark(file: str, **names: Any) -> dict[str, Any]:
     """The global names of a .bzl file, given what its load statements would bring."""
     scope = {"struct": types.SimpleNamespace, "fail": fail, "load": lambda *_, **__: None, **names}
@@ -52,7 +59,7 @@ def macros(targets: list[dict[str, Any]]):
         }
         rules["_closure"] = None
         return types.SimpleNamespace(
-            **starlark("defs.bzl", native=native, json=encoder, FINGERPRINTS=HERE, **rules, **TABLE)
+            **starlark("defs.bzl", native=native, json=encoder, select=Select, FINGERPRINTS=HERE, **rules, **TABLE)
         )
 
     return macros
@@ -104,7 +111,7 @@ def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_a
     constraints = {"//tools/bazel:" + each["name"] for each in targets}
     assert constraints == {f"//tools/bazel:{pool}" for pool in TABLE["pools"]() if pool != "cpu"}
     targets.clear()
-    macros["accelerator_platforms"](name="platforms", here={"gpu-amd": 5})
+    macros["accelerator_platforms"](name="platforms", here={"gpu-amd": 5, "gpu-intel": 1}, default="gpu-amd")
     offers = {each["name"]: each["constraint_values"] for each in targets}
     assert offers == {
         "rocm": ["//tools/bazel:gpu-amd", "//tools/bazel:gpu-amd-x4"],
@@ -112,6 +119,24 @@ def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_a
         "cuda": ["//tools/bazel:gpu-nvidia"],
         "host": ["//tools/bazel:gpu-amd", "//tools/bazel:gpu-amd-x4"],
     }
+
+
+def test_a_machine_without_cards_offers_none(targets) -> None:
+    native = types.SimpleNamespace(filegroup=lambda **_: None, platform=lambda **given: targets.append(given))
+    starlark("platforms.bzl", native=native, **TABLE)["accelerator_platforms"](name="platforms", here={}, default="")
+    assert [each["constraint_values"] for each in targets if each["name"] == "host"] == [[]]
+
+
+def test_a_test_of_the_cpu_sees_no_card_of_the_platform_that_it_is_built_for(macros, targets) -> None:
+    macros().py_test(name="x_test", srcs=["x_test.py"], accelerators=["cpu", "gpu-nvidia"])
+    hidden = targets[0]["env"]["select"]
+    assert hidden.pop("//conditions:default") == {}
+    assert hidden["//tools/bazel:gpu-nvidia"] == {"CUDA_VISIBLE_DEVICES": "-1"}
+    assert all(hidden.values())
+    assert set(hidden) == {
+        f"//tools/bazel:{accelerator}" for accelerator, row in TABLE["ACCELERATORS"].items() if row.cards
+    }
+    assert "select" not in targets[1]["env"]
 
 
 def test_declared_cpus_reach_the_scheduler_and_the_runner(macros, targets) -> None:

@@ -1,12 +1,15 @@
 """Which cards are found on machines whose drivers say so; the machines are folders, no card was ever asked."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.unit.tools.devices.machines import amd, intel, nvidia_smi
-from tools.devices.detect import PROBES, Device, devices, fingerprint
+from tools.devices.detect import PROBES, Device, default, devices, fingerprint, hint
 from tools.pools.table import TABLE, starlark
 
 H100 = "GPU-5f1e, NVIDIA H100 80GB HBM3, 81559, 570.86.15"
@@ -74,3 +77,28 @@ def test_a_fingerprint_names_models_and_drivers_and_not_which_card_it_was(tmp_pa
     assert fingerprint([one]) == "NVIDIA H100 80GB HBM3, driver 570.86.15"
     newer = Device(one.accelerator, one.identity, one.name, one.memory_bytes, "580.1")
     assert fingerprint([newer]) != fingerprint([one])
+
+
+def test_without_a_word_tests_of_the_most_cards_run_that_there_is_a_torch_for(tmp_path) -> None:
+    here = devices(amd(intel(tmp_path), 4), str(nvidia_smi(tmp_path / "bin", H100, H100)))
+    every = ["cpu", *PROBES]
+    assert default(here, every) == "gpu-amd"
+    assert default(here, ["cpu", "gpu-intel", "gpu-nvidia"]) == "gpu-intel"
+    assert default(here, ["cpu"]) == default([], every) == ""
+    assert hint(here, every) == ""
+    assert hint(here, ["cpu", "gpu-nvidia"]).startswith("cards of gpu-amd, gpu-intel, and no lock")
+
+
+def test_bazel_is_told_in_json(tmp_path) -> None:
+    search = nvidia_smi(tmp_path / "bin", H100)
+    told = subprocess.run(
+        [sys.executable, "tools/devices/detect.py", "cpu", "gpu-nvidia"],
+        env={"PATH": str(search)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(told.stdout)
+    assert found["default"] == "gpu-nvidia"
+    assert "gpu-nvidia" in {each["accelerator"] for each in found["cards"]}
+    assert found["fingerprints"]["gpu-nvidia"] == "NVIDIA H100 80GB HBM3, driver 570.86.15"
