@@ -13,7 +13,7 @@ import pytest
 from tests.subsystem.processes import command, environment, records_of, typed
 from tests.support.chats import sums, write_jsonl
 from training.checkpoint.manifest import committed
-from training.errors import EXIT_INTERRUPTED, SampleError
+from training.errors import EXIT_INTERRUPTED, RankFailed, SampleError
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 
@@ -51,6 +51,33 @@ def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "ranks       2, deepspeed" in ran.stdout
     assert "WARNING" not in ran.stdout
+    assert set(os.listdir("/dev/shm")) <= shared_before
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_rank_that_is_killed_ends_the_command_and_all_of_its_process_group(place: Path, rank: int) -> None:
+    shared_before = set(os.listdir("/dev/shm"))
+    words = [*WORDS, "--ranks", "3", "--num-steps", "4000", "--samples-per-step", "3", "--export", "none"]
+    process = subprocess.Popen(
+        command(*words),
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("step 3/") and "loss" in line:
+            ranks = json.loads((place / "out/run.json").read_text())["ranks"]
+            os.kill(ranks[rank]["process"], signal.SIGKILL)
+    errors = process.stderr.read()
+    assert process.wait() == RankFailed.exit_code, errors
+    assert f"rank {rank}: it was killed by SIGKILL" in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert set(os.listdir("/dev/shm")) <= shared_before
 
 
