@@ -1,4 +1,4 @@
-"""What follows from the table of accelerators and has to be checked in: stanzas of .bazelrc, and a table for people.
+"""What follows from the table of accelerators and has to be checked in: configs, lanes of CI, and a table for people.
 
     ./bazelw run //tools/pools:table      writes them anew, between their marks
 
@@ -16,8 +16,13 @@ REFRESH = "./bazelw run //tools/pools:table"
 TABLE = "tools/bazel/accelerators.bzl"
 BAZELRC = ".bazelrc"
 DOCUMENT = "docs/pools.md"
+WORKFLOW = ".github/workflows/ci.yml"
 BEGIN, END = f"Accelerators, written by `{REFRESH}`", "End of the accelerators"
-MARKS = {BAZELRC: (f"# {BEGIN}", f"# {END}"), DOCUMENT: (f"<!-- {BEGIN} -->", f"<!-- {END} -->")}
+MARKS = {
+    BAZELRC: (f"# {BEGIN}", f"# {END}"),
+    WORKFLOW: (f"  # {BEGIN}", f"  # {END}"),
+    DOCUMENT: (f"<!-- {BEGIN} -->", f"<!-- {END} -->"),
+}
 
 
 def starlark(text: str) -> dict[str, Any]:
@@ -32,6 +37,23 @@ def stanzas(names: Mapping[str, Any]) -> str:
     return "\n".join(
         f"# {row.meaning[0].upper()}{row.meaning[1:]}.\nbuild:{row.config} --platforms=//tools/pools:{row.config}"
         for row in names["ACCELERATORS"].values()
+        if row.cards
+    )
+
+
+def lanes(names: Mapping[str, Any]) -> str:
+    """A job for each accelerator: after what needs no card, where there are cards, and only for code of people here."""
+    ours = "(github.event_name == 'push' || github.event.pull_request.head.repo.full_name == github.repository)"
+    return "\n\n".join(
+        f"""\
+  {accelerator}:
+    needs: test
+    if: contains(vars.PLUMBLINE_POOLS, '{accelerator}') && {ours}
+    uses: ./.github/workflows/cards.yml
+    with:
+      accelerator: {accelerator}
+      config: {row.config}"""
+        for accelerator, row in names["ACCELERATORS"].items()
         if row.cards
     )
 
@@ -51,7 +73,7 @@ def document(names: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-WRITERS = {BAZELRC: stanzas, DOCUMENT: document}
+WRITERS = {BAZELRC: stanzas, WORKFLOW: lanes, DOCUMENT: document}
 
 
 def written(path: str, text: str, names: Mapping[str, Any]) -> str:

@@ -6,8 +6,22 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tools.pools.table import BAZELRC, DOCUMENT, MARKS, REFRESH, TABLE, WRITERS, document, stanzas, starlark, written
+from tools.pools.table import (
+    BAZELRC,
+    DOCUMENT,
+    MARKS,
+    REFRESH,
+    TABLE,
+    WORKFLOW,
+    WRITERS,
+    document,
+    lanes,
+    stanzas,
+    starlark,
+    written,
+)
 
 TEXT = Path(TABLE).read_text()
 NAMES = starlark(TEXT)
@@ -29,8 +43,36 @@ def test_a_new_accelerator_is_one_row() -> None:
         TEXT.replace("ACCELERATORS = {\n", f'ACCELERATORS = {{\n    "gpu-apple": struct(\n        {row}    ),\n')
     )
     assert "# An Apple GPU.\nbuild:metal --platforms=//tools/pools:metal\n" in stanzas(names) + "\n"
+    assert "accelerator: gpu-apple\n      config: metal\n" in lanes(names)
     (line,) = [line for line in document(names).splitlines() if line.startswith("| `gpu-apple`")]
     assert "`gpu-apple`, `gpu-apple-x2`, `gpu-apple-x8` | `mps` | `l.txt` | `V` | 3 GiB or more" in line
+
+
+def test_lanes_with_cards_wait_for_the_one_without_and_never_run_code_of_a_fork() -> None:
+    jobs = yaml.safe_load(Path(WORKFLOW).read_text())["jobs"]
+    called = {name: job for name, job in jobs.items() if "uses" in job}
+    assert called.keys() == {accelerator for accelerator, row in NAMES["ACCELERATORS"].items() if row.cards}
+    for name, job in called.items():
+        assert job["needs"] == "test"
+        assert job["with"] == {"accelerator": name, "config": NAMES["ACCELERATORS"][name].config}
+        assert "secrets" not in job
+        has_cards, _, is_ours = job["if"].partition(" && ")
+        assert has_cards == f"contains(vars.PLUMBLINE_POOLS, '{name}')"
+        assert is_ours.startswith("(github.event_name == 'push' || github.event.pull_request.head.repo.full_name == ")
+
+
+@pytest.mark.parametrize("path", sorted(Path(WORKFLOW).parent.iterdir()), ids=lambda path: path.stem)
+def test_no_workflow_may_write_or_is_told_a_secret(path: Path) -> None:
+    text = path.read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets." not in text
+    assert "pull_request_target" not in text, "it would run code of strangers with the rights of the repository"
+    jobs = [job for job in workflow["jobs"].values() if "steps" in job]
+    assert jobs
+    assert all(job["timeout-minutes"] for job in jobs)
+    uses = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", each) for each in uses), "a tag can be moved to other code"
 
 
 def test_every_number_of_cards_has_a_pool_and_the_first_is_the_cpus() -> None:
