@@ -107,7 +107,7 @@ def test_a_pack_as_long_as_a_layer_is_wide_is_like_any_other() -> None:
     model: nn.Module = tiny_model()
     compile_layers(model, "tiny")
     for lengths in ([20, 12], [7], [40, 3, 30]):
-        logits(model, microbatch(random_examples(lengths))).sum().backward()  # type: ignore[no-untyped-call]  # torch
+        logits(model, microbatch(random_examples(lengths))).sum().backward()  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 def test_a_model_that_does_not_say_what_its_layers_are_is_refused() -> None:

@@ -38,6 +38,7 @@ from training.data.samples import (
     typed,
     unread_keys,
 )
+from training.errors import DataError
 
 PROMPT_KEYS = ("prompt", "messages")
 PAIR_KEYS = (*PROMPT_KEYS, "chosen", "rejected")
@@ -72,10 +73,17 @@ def read_labelled(path: str | Path, *, on_bad_sample: OnBadSample = "stop") -> S
 
     Raises:
         SampleError: a line is not a labelled completion.
-        DataError: the file cannot be read, or has no usable line.
+        DataError: the file cannot be read, or has fewer than two usable lines.
     """
     file = read_lines(path, on_bad_sample, _labelled)
     samples, half = file.samples, len(file.samples) // 2
+    if not half:
+        raise DataError(
+            str(path),
+            got="one usable sample",
+            expected="two or more, since each is compared with the completion of another",
+            hint=file.first_skipped or "add samples",
+        )
     paired = []
     for own, other in zip(samples, [*samples[half:], *samples[:half]], strict=True):
         prompt, completion = own.own.messages[: own.own.num_given], other.own.messages[other.own.num_given :]

@@ -46,7 +46,7 @@ def compile_layers(model: nn.Module, where: str) -> None:
     torch.fx.experimental._config.use_duck_shape = False
     # Otherwise a layer that is compiled anew again and again is silently no longer compiled.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    AttentionInterface.register(DOCUMENTS, torch.compiler.disable(documents_attention))  # type: ignore[no-untyped-call]  # torch
+    AttentionInterface.register(DOCUMENTS, torch.compiler.disable(documents_attention))  # type: ignore[no-untyped-call]  # torch gives it no types
     for layer, kind in layers:
         # Of the class that transformers wrote: one that a backend has put in front of it is wrapped twice. And inside
         # the hooks by which a backend gathers weights, which are its own affair.

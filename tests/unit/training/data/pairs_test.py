@@ -11,7 +11,7 @@ from training.algorithms import kto, reward
 from training.data.pairs import DESIRABLE, MARGIN, labelled_example, pair_example, read_labelled, read_pairs
 from training.data.render import Renderer
 from training.data.samples import Sample
-from training.errors import SampleError
+from training.errors import DataError, SampleError
 from training.models.tiny import Template, tiny_tokenizer
 
 USER, YES, NO = (
@@ -138,3 +138,9 @@ def test_completions_alone_count_and_both_have_the_prompt(tmp_path: Path, templa
     middle = int(long.document_starts[1])
     assert long.token_ids[middle] == long.token_ids[0]
     assert len(long.document_starts) == 2
+
+
+def test_a_labelled_completion_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    line = {"prompt": "p", "completion": "c", "label": True}
+    with pytest.raises(DataError, match=r"labels.jsonl: one usable sample; expected two or more, .* hint: add samples"):
+        read_labelled(write_jsonl(tmp_path / "labels.jsonl", [line]))
