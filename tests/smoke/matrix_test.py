@@ -26,6 +26,8 @@ NO_FEATURES = {
     },
     "model": {
         "attention": "tests/unit/training/models:attention_test",
+        # It needs a C++ compiler, and compiles for longer than a cell trains.
+        "compile": "tests/subsystem:compile_test",
         # Its noise is drawn by each rank for itself, so that no curve is shared.
         "neftune_alpha": "tests/unit/training/models:neftune_test",
         "path": "every cell",
