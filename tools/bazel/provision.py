@@ -27,6 +27,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+from collections.abc import Iterable, Sequence
 
 # Suites of Debian's archive that carry Bazel 7, most stable name first. The newest revision of the series is taken.
 SUITES = ("forky", "testing")
@@ -122,9 +123,25 @@ class Apt:
         (directory / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in settings.items()))
         self.env = {**os.environ, "APT_CONFIG": str(directory / "apt.conf"), "LC_ALL": "C"}
 
-    def download(self, series: str) -> list[pathlib.Path]:
-        """Fetches the closure of PACKAGES less UNNEEDED; apt checks every file against the signed index."""
+    def update(self) -> None:
+        """Fetches the signed index."""
         run("apt-get", "-q", "update", env=self.env)
+
+    def closure(self, packages: Sequence[str]) -> list[str]:
+        """The names of some packages and of everything that they need."""
+        plan = run("apt-get", "install", "--no-install-recommends", "--simulate", "-q", *packages, env=self.env)
+        return re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
+
+    def fetch(self, names: Sequence[str]) -> list[pathlib.Path]:
+        """The files of some packages; apt checks each against the signed index."""
+        debs = self.directory / "debs"
+        debs.mkdir()
+        run("apt-get", "-q", "download", *names, env=self.env, cwd=debs)
+        return sorted(debs.glob("*.deb"))
+
+    def download(self, series: str) -> list[pathlib.Path]:
+        """Fetches the closure of PACKAGES less UNNEEDED."""
+        self.update()
         policy = run("apt-cache", "policy", PACKAGES[0], env=self.env)
         offered = re.findall(r"\b(\d+\.\d+\.\d+)\S* \d+$", policy, re.MULTILINE)
         version = next((version for version in offered if version.startswith(series + ".")), None)
@@ -133,13 +150,9 @@ class Apt:
                 f"Debian {'/'.join(SUITES)} offers {PACKAGES[0]} {', '.join(offered) or 'nothing'}, not {series}.x. "
                 "hint: install bazelisk and run again, or set BAZEL"
             )
-        plan = run("apt-get", "install", "--no-install-recommends", "--simulate", "-q", *PACKAGES, env=self.env)
-        closure = [name for name in re.findall(r"^Inst (\S+)", plan, re.MULTILINE) if not UNNEEDED.match(name)]
+        closure = [name for name in self.closure(PACKAGES) if not UNNEEDED.match(name)]
         say(f"downloading Bazel {version} and its libraries: {len(closure)} Debian packages, about 190 MB")
-        debs = self.directory / "debs"
-        debs.mkdir()
-        run("apt-get", "-q", "download", *closure, env=self.env, cwd=debs)
-        return sorted(debs.glob("*.deb"))
+        return self.fetch(closure)
 
 
 def unpack(debs: list[pathlib.Path], root: pathlib.Path) -> None:
@@ -168,24 +181,33 @@ def java_home(root: pathlib.Path) -> pathlib.Path:
     return next(path for path in root.glob("usr/lib/jvm/java-*") if path.is_dir() and not path.is_symlink())
 
 
+def patchelf(root: pathlib.Path) -> list[str | pathlib.Path]:
+    """The command that came with the packages, run by the loader and with the libraries that did."""
+    libraries = next(root.glob("usr/lib/*/libc.so.6")).parent
+    return [next(libraries.glob("ld-linux*.so.*")), "--library-path", libraries, root / "usr/bin/patchelf"]
+
+
+def set_loader(root: pathlib.Path, final: pathlib.Path, programs: Iterable[pathlib.Path], rpath: str) -> None:
+    """Has programs below `root` start with the loader as it will stand in `final`; they find libraries in `rpath`."""
+    command = patchelf(root)
+    loader = final / pathlib.Path(command[0]).relative_to(root)
+    for path in programs:
+        run(*command, "--set-interpreter", loader, "--force-rpath", "--set-rpath", rpath, path)
+
+
 def relink(root: pathlib.Path, final: pathlib.Path) -> None:
     """Points the programs at the loader and the libraries that came with them, as they will stand at `final`."""
-    libc = next(root.glob("usr/lib/*/libc.so.6"))
-    loader = next(libc.parent.glob("ld-linux*.so.*"))
     java = java_home(root)
-    libraries, java_libraries = libc.parent.relative_to(root), java.relative_to(root) / "lib"
+    libraries = next(root.glob("usr/lib/*/libc.so.6")).parent.relative_to(root)
+    java_libraries = java.relative_to(root) / "lib"
     rpath = ":".join(str(final / path) for path in (libraries, java_libraries, java_libraries / "server"))
     programs = [root / "usr/bin/bazel", *root.glob("usr/libexec/*/bazel/*"), *java.glob("bin/*")]
     programs += [java / "lib/jspawnhelper", java / "lib/jexec"]
-    patchelf: list[str | pathlib.Path] = [loader, "--library-path", libc.parent, root / "usr/bin/patchelf"]
-    for path in filter(is_elf, programs):
-        run(
-            *patchelf, "--set-interpreter", final / libraries / loader.name, "--force-rpath", "--set-rpath", rpath, path
-        )
+    set_loader(root, final, filter(is_elf, programs), rpath)
     for path in filter(
         is_elf, [*java.rglob("*.so"), *root.glob("usr/lib/*/bazel/*.so"), *root.glob("usr/lib/*/jni/*.so")]
     ):
-        run(*patchelf, "--force-rpath", "--set-rpath", rpath, path)
+        run(*patchelf(root), "--force-rpath", "--set-rpath", rpath, path)
 
 
 def relocate(root: pathlib.Path, final: pathlib.Path) -> None:

@@ -64,6 +64,8 @@ LOCKS = {
     "benchmark": Lock(
         "tests/benchmark/requirements.in", "tests/benchmark/requirements_lock.txt", base="requirements_lock.txt"
     ),
+    # No wheel of a target: the local cluster installs it by itself.
+    "pools": Lock("tools/pools/requirements.in", "tools/pools/requirements_lock.txt"),
     "harness": Lock(
         "tests/benchmark/harness/requirements.in",
         "tests/benchmark/harness/requirements_lock.txt",

