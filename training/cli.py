@@ -46,6 +46,7 @@ COMMANDS = {
     "dpo": "Learn from pairs of completions of which one was chosen: DPO, IPO, hinge, robust, ORPO or SimPO.",
     "kto": "Learn from completions that are labelled good or bad, one at a time (KTO).",
     "grpo": "Learn from rewards of what the model says: GRPO, with the choices of DAPO, Dr. GRPO and RLOO.",
+    "ppo": "Learn from rewards of what the model says, with a critic that learns what to expect: PPO.",
     "plan": "Print what the settings of sft, or of the command named after it (plan dpo), resolve to on this machine, "
     "or why they are refused; train nothing.",
 }
@@ -214,10 +215,12 @@ def _section_type(hint: Any) -> type[Any]:
 
 
 def field_docs(config: type) -> dict[str, str]:
-    """The string that stands under each field of a dataclass, in one line each."""
+    """The string that stands under each field of a dataclass, or of one it extends, in one line each."""
+    docs: dict[str, str] = {}
+    for base in filter(is_dataclass, config.__bases__):
+        docs |= field_docs(base)
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(definition, ast.ClassDef)
-    docs: dict[str, str] = {}
     for field, after in zip(definition.body, definition.body[1:], strict=False):
         match field, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

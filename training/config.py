@@ -14,7 +14,7 @@ from typing import Literal
 
 from training.errors import ConfigError
 
-RecipeKind = Literal["sft", "reward", "dpo", "kto", "grpo"]
+RecipeKind = Literal["sft", "reward", "dpo", "kto", "grpo", "ppo"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "orpo", "simpo"]
 Precision = Literal["fp32", "bf16"]
 Quantization = Literal["none", "nf4"]
@@ -111,8 +111,8 @@ class DataConfig:
     path: str
     """JSONL file, one sample a line: {"messages": [{"role": …, "content": …}, …]} for chat, {"text": …} for text; of
     pairs {"prompt": [messages], "chosen": [messages], "rejected": [messages]}, for reward with a "margin" if wished; of
-    labelled completions {"prompt": [messages], "completion": [messages], "label": true}; for grpo {"prompt": [messages]
-    or a string, "answer": …} with whatever rewards read."""
+    labelled completions {"prompt": [messages], "completion": [messages], "label": true}; for grpo and ppo {"prompt":
+    [messages] or a string, "answer": …} with whatever rewards read."""
 
     kind: DataKind = "chat"
     """`chat` renders conversations with the tokenizer's template and trains on what the assistant says; `text` trains
@@ -579,8 +579,8 @@ class KtoConfig(SftConfig):
 
 
 @dataclass(frozen=True)
-class RlConfig:
-    """How completions are drawn, judged and learned from; `training/algorithms/grpo.py` has the formulas."""
+class RolloutConfig:
+    """How completions are drawn and judged, and how far a step may go by them."""
 
     rewards: tuple[str, ...] = ("training.rollout.verifiers:exact",)
     """Functions reward(prompt, completion, **columns), or directories of reward models, as a list: ["module:function",
@@ -589,17 +589,6 @@ class RlConfig:
 
     on_reward_error: OnRewardError = "stop"
     """What to do when a reward raises: `stop` with the sample's line, or `count` it as 0 and in the records."""
-
-    group_size: int = 8
-    """Completions drawn for each prompt, whose rewards are compared with each other. More is steadier and slower."""
-
-    advantage: Advantage = "group"
-    """What a reward is compared with: the mean of its `group` (GRPO, arXiv 2402.03300), or the mean of the others in it
-    (`rloo`, arXiv 2402.14740)."""
-
-    divide_by_std: bool | None = None
-    """Give the advantages of each group the same spread. Default: true; false is Dr. GRPO (arXiv 2503.20783), which
-    does not weigh easy and hard prompts up. Not for rloo."""
 
     length_normalization: LengthNormalization = "token"
     """What counts alike: each `sequence` (GRPO), each `token` (DAPO, arXiv 2503.14476), or each token by the `constant`
@@ -613,11 +602,11 @@ class RlConfig:
     """How far it may rise. DAPO takes 0.28, so that rare tokens can become likelier."""
 
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence from the model that the run began with. 0 needs no such model; with lora it is the
-    one under the adapter, else a second copy on every rank."""
+    """Weight of the KL divergence from the model that the run began with: in the loss, or in ppo's rewards. 0 needs no
+    such model; with lora it is the one under the adapter, else a second copy on every rank."""
 
     kl_estimator: KlEstimator = "auto"
-    """How the divergence is estimated from the drawn tokens. auto: k3. Only with kl_coefficient."""
+    """How the divergence is estimated from the drawn tokens. auto: k3, or k1 for ppo. Only with kl_coefficient."""
 
     importance_max: float | None = None
     """Correct for a sampler whose arithmetic is not that of training, by the ratio of their probabilities and at most
@@ -650,7 +639,6 @@ class RlConfig:
         if not self.rewards or "" in self.rewards:
             hint = "name functions as module:function or file.py:function"
             raise ConfigError("rl.rewards", got="no reward", expected="at least one function", hint=hint)
-        _at_least("rl.group_size", self.group_size, 2, "a completion is compared with others of its group")
         _fraction("rl.clip_low", self.clip_low, "0.2 is usual")
         _above("rl.clip_high", self.clip_high, 0.0, "0.2 is usual, 0.28 in DAPO")
         _at_least("rl.kl_coefficient", self.kl_coefficient, 0.0, "0.001 to 0.04 is usual; 0 leaves the term out")
@@ -667,6 +655,60 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class RlConfig(RolloutConfig):
+    """How completions are drawn, judged and learned from; `training/algorithms/grpo.py` has the formulas."""
+
+    group_size: int = 8
+    """Completions drawn for each prompt, whose rewards are compared with each other. More is steadier and slower."""
+
+    advantage: Advantage = "group"
+    """What a reward is compared with: the mean of its `group` (GRPO, arXiv 2402.03300), or the mean of the others in it
+    (`rloo`, arXiv 2402.14740)."""
+
+    divide_by_std: bool | None = None
+    """Give the advantages of each group the same spread. Default: true; false is Dr. GRPO (arXiv 2503.20783), which
+    does not weigh easy and hard prompts up. Not for rloo."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which the formulas are defined."""
+        super().__post_init__()
+        _at_least("rl.group_size", self.group_size, 2, "a completion is compared with others of its group")
+
+
+@dataclass(frozen=True)
+class PpoSettings(RolloutConfig):
+    """How completions are drawn, judged and learned from; `training/algorithms/ppo.py` has the formulas."""
+
+    gae_decay: float = 0.95
+    """How far a reward reaches back past what the critic expected (λ, arXiv 1506.02438): 0 trusts the critic alone, 1
+    the rewards alone."""
+
+    discount: float = 1.0
+    """What a reward is worth one token earlier. 1, since a completion is judged as a whole."""
+
+    whiten_advantages: bool = True
+    """Give the advantages of a rollout mean 0 and deviation 1 over its tokens, so that rewards may have any scale."""
+
+    value_coefficient: float = 0.1
+    """Weight of the critic's loss beside the policy's, which share all weights but those of the critic's head."""
+
+    value_clip: float | None = 0.2
+    """How far a value may move from what it was at the rollout before its gradient stops, in units of reward. null
+    (None) never stops it."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges in which the formulas are defined."""
+        super().__post_init__()
+        for name in ("gae_decay", "discount"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"rl.{name}", got=str(value), expected="0 to 1", hint="leave it out for the default")
+        _above("rl.value_coefficient", self.value_coefficient, 0.0, "0.1 is usual; without a critic there is grpo")
+        if self.value_clip is not None:
+            _above("rl.value_clip", self.value_clip, 0.0, "0.2 is usual for rewards of about 1; null never clips")
+
+
+@dataclass(frozen=True)
 class GrpoConfig(SftConfig):
     """Learning from rewards of completions: everything a user may decide."""
 
@@ -678,11 +720,24 @@ class GrpoConfig(SftConfig):
         return "grpo"
 
 
+@dataclass(frozen=True)
+class PpoConfig(SftConfig):
+    """Learning from rewards of completions with a critic: everything a user may decide."""
+
+    rl: PpoSettings = field(default_factory=PpoSettings)
+
+    @property
+    def recipe(self) -> RecipeKind:
+        """The way to learn, which the type of the config says."""
+        return "ppo"
+
+
 CONFIGS: dict[RecipeKind, type[SftConfig]] = {
     "sft": SftConfig,
     "reward": RewardConfig,
     "dpo": DpoConfig,
     "kto": KtoConfig,
     "grpo": GrpoConfig,
+    "ppo": PpoConfig,
 }
 """The config of each recipe."""

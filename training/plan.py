@@ -24,6 +24,8 @@ from training.config import (
     OnBadSample,
     OnLongSample,
     OptimizerKind,
+    PpoConfig,
+    PpoSettings,
     Precision,
     PreferenceConfig,
     PreferenceLoss,
@@ -98,8 +100,10 @@ class Plan:
     """What is learned from labelled completions; None for other recipes."""
     reference: str | None
     """Where reference log-probabilities come from: initial, adapter, or the path of a model; None needs none."""
-    rl: RlConfig | None
+    rl: RlConfig | PpoSettings | None
     """How completions are drawn and learned from, with everything decided; None for other recipes."""
+    has_critic: bool
+    """The model also says what it expects of the completion it is in."""
 
     data_path: str
     data_kind: DataKind
@@ -289,6 +293,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         kto=replace(config.kto, reference=None) if isinstance(config, KtoConfig) else None,
         reference=_reference(config),
         rl=_rl(config),
+        has_critic=config.recipe == "ppo",
         data_path=data.path,
         data_kind=data.kind,
         validation_path=data.validation_path,
@@ -464,10 +469,10 @@ def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if (backend := _backend(config, num_ranks)) == "deepspeed":
         hint = "add --backend fsdp, or leave it out: what DeepSpeed does around each layer would be compiled with it"
         yield Refusal(name, f"true, with {backend}", "single, ddp or fsdp", hint)
-    if config.recipe == "grpo":
+    if config.recipe in ("grpo", "ppo"):
         hint = "leave it out: completions are drawn a token at a time from a cache, for which layers would be compiled "
         hint += "anew"
-        yield Refusal(name, "true, for grpo", "a recipe that only trains", hint)
+        yield Refusal(name, f"true, for {config.recipe}", "a recipe that only trains", hint)
     elif config.recipe != "sft":
         hint = "leave it out: whether the losses of pairs and labels come out the same is not proven"
         yield Refusal(name, f"true, for {config.recipe}", "sft", hint)
@@ -603,7 +608,7 @@ WITH_REFERENCE = tuple(each for each in get_args(PreferenceLoss) if each not in 
 
 def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
     """The rules of what is learned from pairs."""
-    if config.recipe not in ("sft", "grpo") and config.data.kind != "chat":
+    if config.recipe not in ("sft", "grpo", "ppo") and config.data.kind != "chat":
         got = f"{config.data.kind}, for {config.recipe}"
         yield Refusal("data.kind", got, "chat", "leave it out: completions are turns of a conversation")
     if _reference(config) == "adapter" and config.lora is None:
@@ -672,17 +677,11 @@ def _described_preference(
 
 def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
     """The rules of learning from rewards."""
-    if not isinstance(config, GrpoConfig):
+    if not isinstance(config, (GrpoConfig, PpoConfig)):
         return
     rl, data, batch = config.rl, config.data, config.batch
-    num_samples = batch.samples_per_step * rl.steps_per_rollout
-    if num_samples % rl.group_size:
-        got = f"{rl.group_size}, with rollouts of {num_samples} completions"
-        hint = "change it, batch.samples_per_step or rl.steps_per_rollout"
-        yield Refusal("rl.group_size", got, "groups that come out even", hint)
-    if rl.advantage == "rloo" and rl.divide_by_std is not None:
-        got = f"{str(rl.divide_by_std).lower()}, with rl.advantage rloo"
-        yield Refusal("rl.divide_by_std", got, "group", "leave it out: rloo never divides")
+    if isinstance(rl, RlConfig):
+        yield from _group_refusals(rl, batch.samples_per_step * rl.steps_per_rollout)
     if rl.kl_estimator != "auto" and not rl.kl_coefficient:
         got = f"{rl.kl_estimator}, without kl_coefficient"
         yield Refusal("rl.kl_estimator", got, "a divergence to estimate", "add --kl-coefficient 0.01, or leave it out")
@@ -700,16 +699,31 @@ def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
     for name, value in (("path", data.validation_path), ("fraction", data.validation_fraction)):
         if value:
             hint = "leave it out: rewards are in the records of each step"
-            yield Refusal(f"data.validation_{name}", f"{value}, for grpo", "no validation loss", hint)
+            yield Refusal(f"data.validation_{name}", f"{value}, for {config.recipe}", "no validation loss", hint)
     hint = "leave it out: a ratio would compare two models that differ by chance"
     if config.model.neftune_alpha:
-        yield Refusal("model.neftune_alpha", f"{config.model.neftune_alpha:g}, for grpo", "no noise", hint)
+        yield Refusal("model.neftune_alpha", f"{config.model.neftune_alpha:g}, for {config.recipe}", "no noise", hint)
     if config.lora and config.lora.dropout:
-        yield Refusal("lora.dropout", f"{config.lora.dropout:g}, for grpo", "0", hint)
+        yield Refusal("lora.dropout", f"{config.lora.dropout:g}, for {config.recipe}", "0", hint)
 
 
-def _rl(config: SftConfig) -> RlConfig | None:
+def _group_refusals(rl: RlConfig, num_samples: int) -> Iterator[Refusal]:
+    """The rules of groups in rollouts of so many completions."""
+    if num_samples % rl.group_size:
+        got = f"{rl.group_size}, with rollouts of {num_samples} completions"
+        hint = "change it, batch.samples_per_step or rl.steps_per_rollout"
+        yield Refusal("rl.group_size", got, "groups that come out even", hint)
+    if rl.advantage == "rloo" and rl.divide_by_std is not None:
+        got = f"{str(rl.divide_by_std).lower()}, with rl.advantage rloo"
+        yield Refusal("rl.divide_by_std", got, "group", "leave it out: rloo never divides")
+
+
+def _rl(config: SftConfig) -> RlConfig | PpoSettings | None:
     """How completions are drawn and learned from, with what is left open decided."""
+    if isinstance(config, PpoConfig):
+        is_open = config.rl.kl_coefficient and config.rl.kl_estimator == "auto"
+        # In rewards, where no gradient goes through it, an estimate has to have no bias and nothing else.
+        return replace(config.rl, kl_estimator="k1") if is_open else config.rl
     if not isinstance(config, GrpoConfig):
         return None
     rl = config.rl
@@ -720,21 +734,33 @@ def _rl(config: SftConfig) -> RlConfig | None:
     )
 
 
-def _described_rl(rl: RlConfig | None) -> dict[str, str]:
+def _described_rl(rl: RlConfig | PpoSettings | None) -> dict[str, str]:
     """Lines on how completions are drawn and learned from."""
     if rl is None:
         return {}
     kl = f"KL {rl.kl_coefficient:g} ({rl.kl_estimator})" if rl.kl_coefficient else "no KL"
+    if isinstance(rl, RlConfig):
+        drawn, advantage = f"groups of {rl.group_size}", f"{rl.advantage}{' / std' if rl.divide_by_std else ''}"
+    else:
+        drawn, advantage = "one of each prompt", f"GAE {rl.gae_decay:g}, discount {rl.discount:g}"
+        advantage += ", whitened" if rl.whiten_advantages else ""
+        kl += " in the rewards" if rl.kl_coefficient else ""
     return {
         "rewards": f"{' + '.join(rl.rewards)}; one that raises: {rl.on_reward_error}"
         + (f"; up to 1 off for the last {rl.overlong_tokens} tokens" if rl.overlong_tokens else ""),
-        "rollout": f"groups of {rl.group_size}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
+        "rollout": f"{drawn}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
         f"time, temperature {rl.temperature:g}, top-p {rl.top_p:g}; for {rl.steps_per_rollout} step(s), seen "
         f"{rl.epochs_per_rollout} time(s)",
-        "advantage": f"{rl.advantage}{' / std' if rl.divide_by_std else ''}, weighed by {rl.length_normalization}; "
+        "advantage": f"{advantage}, weighed by {rl.length_normalization}; "
         f"clip {rl.clip_low:g} {rl.clip_high:g}, {kl}"
         + (f", importance up to {rl.importance_max:g}" if rl.importance_max is not None else ""),
+        **(_described_critic(rl) if isinstance(rl, PpoSettings) else {}),
     }
+
+
+def _described_critic(rl: PpoSettings) -> dict[str, str]:
+    clip = "values not clipped" if rl.value_clip is None else f"values clipped at {rl.value_clip:g}"
+    return {"critic": f"a head on the policy's trunk, {rl.value_coefficient:g} of the loss, {clip}"}
 
 
 def _optimizer_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:

@@ -41,7 +41,8 @@ from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import RunSummary, summarize
 from training.models.compile import compile_layers, uncompile_layers
-from training.models.forward import logprobs, values
+from training.models.critic import add_critic, remove_critic
+from training.models.forward import logprobs, logprobs_and_values, values
 from training.models.head import chunked_head
 from training.models.liger import use_liger
 from training.models.load import Head, check_documents_stay_apart, load_model
@@ -146,6 +147,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     if plan.neftune_alpha:
         add_noise(model, plan.neftune_alpha)
     trained: nn.Module = add_adapter(model, plan.lora) if plan.lora else model
+    if plan.has_critic:
+        add_critic(trained)
     trained.train()
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -169,7 +172,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     if plan.compile:
         compile_layers(trained, plan.model_path)
-    scored = partial(values, trained) if plan.has_value_head else partial(logprobs, trained, head=head)
+    answers = logprobs_and_values if plan.has_critic else logprobs
+    scored = partial(values, trained) if plan.has_value_head else partial(answers, trained, head=head)
     algorithm = recipe.algorithm(plan)
     if plan.reference:
         # Here, where the model is wrapped and has its initial weights: a step or a checkpoint changes them.
@@ -323,13 +327,18 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             needs_chat_template=False,
             head=kind_of_head,
         ).model
-        return add_adapter(again, plan.lora) if plan.lora else again
+        adapted: nn.Module = add_adapter(again, plan.lora) if plan.lora else again
+        if plan.has_critic:
+            add_critic(adapted)
+        return adapted
 
     # An export is compared bit for bit with a model that is loaded anew, and that one is not compiled.
     if plan.compile:
         uncompile_layers(trained)
     kinds = plan.exports if outcome.is_finished else ()
     whole = backend.whole(trained, built) if kinds else None
+    if plan.has_critic and whole is not None:
+        remove_critic(whole)
     summary = None
     if backend.rank == 0:
         summary = summarize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import peft  # noqa: F401 - so that forked processes need not spend seconds on it
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import training.parallel.fsdp  # noqa: F401 - the same
 from tests.subsystem.processes import records_of, tensors_of
@@ -27,6 +27,8 @@ from training.config import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    PpoConfig,
+    PpoSettings,
     RlConfig,
     RunConfig,
     ScheduleConfig,
@@ -51,6 +53,7 @@ def raises(prompt, completion, *, of, **others):
 PLACES: dict[str, dict[str, Any]] = {
     "ddp x2": {"backend": "ddp", "num_ranks": 2},
     "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
+    "zero 2 x2": {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 2},
     "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2},
 }
 
@@ -65,11 +68,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def planned(folder: Path, out: str, *, rl: dict[str, Any] | None = None, lora: bool = False, **changed: Any) -> Plan:
+def planned(
+    folder: Path, out: str, *, rl: dict[str, Any] | None = None, lora: bool = False, ppo: bool = False, **changed: Any
+) -> Plan:
     """Eight steps of eight completions, in rollouts of two steps that are seen twice."""
     settings: dict[str, Any] = {
         "rewards": (f"{folder}/rewards.py:share",),
-        "group_size": 4,
+        **({} if ppo else {"group_size": 4}),
         "steps_per_rollout": 2,
         "epochs_per_rollout": 2,
         "completion_tokens_max": 8,
@@ -78,7 +83,8 @@ def planned(folder: Path, out: str, *, rl: dict[str, Any] | None = None, lora: b
         # On two ranks, two calls for the first and a filler for neither or one of them.
         "sequences_per_call": 5,
     }
-    config = GrpoConfig(
+    config: Any = PpoConfig if ppo else GrpoConfig
+    config = config(
         ModelConfig(str(folder / "base")),
         DataConfig(str(folder / "prompts.jsonl")),
         RunConfig(str(folder / out), num_steps=8, device="cpu"),
@@ -88,7 +94,7 @@ def planned(folder: Path, out: str, *, rl: dict[str, Any] | None = None, lora: b
         lora=LoraConfig() if lora else None,
         parallel=ParallelConfig(ranks=changed.get("num_ranks", 1)),
         checkpoint=CheckpointConfig(steps_between=2, export="none"),
-        rl=RlConfig(**settings | (rl or {})),
+        rl=(PpoSettings if ppo else RlConfig)(**settings | (rl or {})),
     )
     answer = plan(config, Machine(num_threads=1))
     assert isinstance(answer, Plan)
@@ -142,9 +148,40 @@ def test_the_first_step_is_on_policy_and_the_reference_is_where_it_began(alone: 
     assert all(each["mismatch_max"] < 1e-4 for each in [first, *later])
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_several_ranks_take_the_steps_of_one(folder: Path, alone: Plan, place: str) -> None:
-    together = planned(folder, place.replace(" ", "-"), **PLACES[place])
+@pytest.fixture(scope="module")
+def alone_with_critic(folder: Path) -> Plan:
+    """The same with PPO."""
+    alone = planned(folder, "critic", ppo=True, exports=("model",))
+    train(alone)
+    return alone
+
+
+def test_a_critic_learns_beside_the_policy_and_stays_out_of_the_export(alone_with_critic: Plan) -> None:
+    first, *later = steps(alone_with_critic)
+    assert first["value_mean"] == first["value_clip_fraction"] == 0.0
+    assert first["explained_variance"] == pytest.approx(0.0, abs=1e-6)
+    assert later[3]["value_mean"] != 0.0
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert later[3]["kl"] != pytest.approx(0.0, abs=1e-6)
+    said = completions(alone_with_critic)
+    assert [len({each["where"] for each in said[at : at + 5]}) for at in range(0, 30, 5)] == [5] * 6, "one of each"
+    out = Path(alone_with_critic.out)
+    saved = tensors_of(out / "checkpoints/step-00000008")
+    assert any(name.endswith("critic.weight") and value.any() for name, value in saved.items())
+    _, loading = AutoModelForCausalLM.from_pretrained(out / "model", output_loading_info=True)
+    assert not any(loading.values())
+
+
+@pytest.mark.parametrize(
+    ("place", "ppo"),
+    [("ddp x2", False), ("fsdp x2", False), ("zero 3 x2", False), *((place, True) for place in PLACES)],
+)
+def test_several_ranks_take_the_steps_of_one(
+    folder: Path, alone: Plan, alone_with_critic: Plan, place: str, ppo: bool
+) -> None:
+    alone = alone_with_critic if ppo else alone
+    together = planned(folder, f"{place} {ppo}", ppo=ppo, **PLACES[place])
     train(together)
     expected, got = steps(alone), steps(together)
     assert [each["completion"] for each in completions(together)] == [each["completion"] for each in completions(alone)]
@@ -154,12 +191,21 @@ def test_several_ranks_take_the_steps_of_one(folder: Path, alone: Plan, place: s
             assert ours[name] == pytest.approx(value, rel=20 * RANKS_FP32_RELATIVE, abs=2e-6), name
 
 
-@pytest.mark.parametrize(("place", "lora"), [("one process", False), ("fsdp x2", True)])
-@pytest.mark.parametrize("stopped_after", [2, 4])
+@pytest.mark.parametrize(
+    ("place", "lora", "ppo", "stopped_after"),
+    [
+        ("one process", False, False, 2),
+        ("one process", False, False, 4),
+        ("fsdp x2", True, False, 2),
+        ("fsdp x2", True, False, 4),
+        ("one process", False, True, 2),
+        ("fsdp x2", True, True, 2),
+    ],
+)
 def test_a_run_goes_on_exactly_in_the_middle_of_a_rollout_and_between_two(
-    folder: Path, place: str, lora: bool, stopped_after: int
+    folder: Path, place: str, lora: bool, ppo: bool, stopped_after: int
 ) -> None:
-    whole = planned(folder, f"whole {place} {lora}", lora=lora, **PLACES.get(place, {}))
+    whole = planned(folder, f"whole {place} {lora} {ppo}", lora=lora, ppo=ppo, **PLACES.get(place, {}))
     if not Path(whole.out).exists():
         train(whole)
     parts = replace(whole, out=f"{whole.out} parts {stopped_after}")

@@ -51,6 +51,8 @@ def overlong_penalty(num_tokens: int, num_tokens_max: int, overlong_tokens: int)
 def gae(rewards_T: Tensor, values_T: Tensor, *, discount: float, decay: float) -> Tensor:
     """advantages_T of the tokens of one completion, which ends there (GAE, arXiv 1506.02438, eq. 16).
 
+    Of several in rows, if the shorter are filled up with zeros at their ends.
+
         δ_t = r_t + γ V_{t+1} − V_t        A_t = δ_t + γ λ A_{t+1}        V and A after the last token are 0
 
     Args:
@@ -60,9 +62,9 @@ def gae(rewards_T: Tensor, values_T: Tensor, *, discount: float, decay: float) -
         decay: λ; 0 trusts the critic alone, 1 the rewards alone.
     """
     advantages = []
-    advantage = value_after = torch.zeros((), dtype=values_T.dtype)
-    for reward, value in zip(reversed(rewards_T.unbind()), reversed(values_T.unbind()), strict=True):
+    advantage = value_after = torch.zeros_like(values_T[..., 0])
+    for reward, value in zip(reversed(rewards_T.unbind(-1)), reversed(values_T.unbind(-1)), strict=True):
         advantage = reward + discount * value_after - value + discount * decay * advantage
         value_after = value
         advantages.append(advantage)
-    return torch.stack(advantages[::-1])
+    return torch.stack(advantages[::-1], dim=-1)

@@ -12,7 +12,7 @@ from them the algorithms differ in how long completions weigh:
     constant   w_t = 1 / L              divisor: completions   no bias for length; L is the limit   Dr. GRPO, listing 1
 
 so weights carry it into the batch, and the divisor stays one number of the global batch. DAPO's "clip higher" is
-ε_high > ε_low. PPO's loss for the policy (arXiv 1707.06347, eq. 7) and RLOO's are the same formula with their own A.
+ε_high > ε_low. PPO's loss for the policy (`training.algorithms.ppo`) and RLOO's are the same formula with their own A.
 
 c_t = min(π_old(x_t) / π_sampled(x_t), C) corrects for a sampler whose arithmetic is not that of training (the
 truncation of IMPALA, arXiv 1802.01561, §4.1); 1 where none is asked for. DAPO and Dr. GRPO have no KL term: β is 0.
@@ -112,11 +112,18 @@ class Grpo:
         These are `ratio`, `clip_fraction` (of tokens whose gradient the clip took away), `entropy` (estimated by the
         surprise at the drawn tokens), `weight` and, with β, `kl`.
         """
-        next_K = microbatch.weights_T[1:].nonzero().squeeze(1) + 1
-        weights_K = microbatch.weights_T[next_K]
-        columns = {name: column[next_K] for name, column in microbatch.columns.items() if name.endswith("_T")}
+        next_K, weights_K, columns = counted(microbatch)
+        loss_K, described = self.losses(logprobs(microbatch, next_K, None), columns)
+        return weighted_sums(loss_K, described, weights_K)
+
+    def losses(self, logprobs_K: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """l_K of the module's docstring, and by name what describes each token.
+
+        Args:
+            logprobs_K: of the policy, with their gradient.
+            columns: those of the module's docstring, for the same tokens.
+        """
         advantages_K = columns[ADVANTAGES]
-        logprobs_K = logprobs(microbatch, next_K, None)
         ratio_K = (logprobs_K - columns[POLICY]).exp()
         clipped_K = ratio_K.clamp(1 - self.clip_low, 1 + self.clip_high)
         gain_K = torch.minimum(ratio_K * advantages_K, clipped_K * advantages_K)
@@ -128,11 +135,24 @@ class Grpo:
             "ratio": ratio_K.detach(),
             "clip_fraction": is_clipped_K.float(),
             "entropy": -logprobs_K.detach(),
-            "weight": torch.ones_like(weights_K),
+            "weight": torch.ones_like(advantages_K),
         }
         if self.kl_coefficient:
             kl_K = kl_estimate(logprobs_K, columns[REFERENCE], self.kl_estimator)
             loss_K = loss_K + self.kl_coefficient * kl_K
             described["kl"] = kl_K.detach()
-        sums = {name: torch.dot(each_K, weights_K).item() for name, each_K in described.items()}
-        return torch.dot(loss_K, weights_K), sums
+        return loss_K, described
+
+
+def counted(microbatch: Completions) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(next_K, weights_K, columns by name) of the tokens that count."""
+    next_K = microbatch.weights_T[1:].nonzero().squeeze(1) + 1
+    columns = {name: column[next_K] for name, column in microbatch.columns.items() if name.endswith("_T")}
+    return next_K, microbatch.weights_T[next_K], columns
+
+
+def weighted_sums(
+    loss_K: Tensor, described: Mapping[str, Tensor], weights_K: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """What a step asks an algorithm for: the sum of a loss, and sums of what describes it, by the tokens' weights."""
+    return torch.dot(loss_K, weights_K), {name: torch.dot(each, weights_K).item() for name, each in described.items()}

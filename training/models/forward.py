@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.data.batch import Microbatch
 from training.models.attention import DocumentStarts
+from training.models.critic import critic_listening
 from training.models.head import ChunkedHead
 
 
@@ -98,3 +100,20 @@ def logprobs(
         return -nn.functional.cross_entropy(logits(model, microbatch, next_K - 1).float(), targets_K, reduction="none")
     with head.in_place_of_logits(model, targets_K, weights_K):
         return logits(model, microbatch, next_K - 1)
+
+
+def logprobs_and_values(
+    model: nn.Module,
+    microbatch: Microbatch,
+    next_K: Tensor,
+    weights_K: Tensor | None = None,
+    *,
+    head: ChunkedHead | None = None,
+) -> Tensor:
+    """answers_K2: `logprobs` of each token, and what the model's critic expected before it, by one call of the model.
+
+    Takes the place of `logprobs` where a model with a critic is trained, and has its arguments.
+    """
+    with critic_listening(model) as heard:
+        logprobs_K = logprobs(model, microbatch, next_K, weights_K, head=head)
+    return torch.stack([logprobs_K, heard[-1]], dim=1)

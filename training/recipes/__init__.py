@@ -16,6 +16,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "dpo": DpoRecipe,
     "kto": KtoRecipe,
     "grpo": GrpoRecipe,
+    "ppo": GrpoRecipe,
 }
 """Every recipe by the name that plans and the command line call it."""
 

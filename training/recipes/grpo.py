@@ -1,4 +1,4 @@
-"""Reinforcement learning from rewards of whole completions: GRPO and what DAPO, Dr. GRPO and RLOO chose otherwise."""
+"""Reinforcement learning from rewards of whole completions: GRPO with what DAPO, Dr. GRPO and RLOO chose, and PPO."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from training.algorithms.algorithm import Logprobs
 from training.algorithms.grpo import Grpo
+from training.algorithms.ppo import Ppo
+from training.config import PpoSettings
 from training.data.example import Example
 from training.data.loader import fit
 from training.data.prompts import read_prompts, render_prompt
@@ -26,18 +28,22 @@ from training.rollout.rollouts import Rollouts
 class GrpoRecipe:
     """What `training.run` asks of learning from rewards."""
 
-    def algorithm(self, plan: Plan) -> Grpo:
-        """The clipped policy gradient."""
+    def algorithm(self, plan: Plan) -> Grpo | Ppo:
+        """The clipped policy gradient; with a critic, its loss as well."""
         rl = plan.rl
         assert rl is not None
-        return Grpo(
+        policy = Grpo(
             clip_low=rl.clip_low,
             clip_high=rl.clip_high,
             normalization=rl.length_normalization,
-            kl_coefficient=rl.kl_coefficient,
+            # With a critic the divergence is in the rewards.
+            kl_coefficient=0.0 if plan.has_critic else rl.kl_coefficient,
             kl_estimator="k3" if rl.kl_estimator == "auto" else rl.kl_estimator,
             importance_max=rl.importance_max,
         )
+        if isinstance(rl, PpoSettings):
+            return Ppo(policy, value_coefficient=rl.value_coefficient, value_clip=rl.value_clip)
+        return policy
 
     def read(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[list[Example], FileSummary]:
         """Prompts that leave room for a completion."""

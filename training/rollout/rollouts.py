@@ -1,7 +1,7 @@
 """The batches of a run that learns from what its model says: a rollout every few steps, and the steps' shares of it.
 
     prompts of the rollout → completions, shared by the ranks → rewards → all of it on every rank
-        → advantages in groups → log-probabilities of policy and reference as they are now → batches of steps
+        → log-probabilities of policy and reference as they are now, values of a critic → advantages → batches of steps
 
 A rollout's completions are seen `epochs_per_rollout` times, in other orders. Which prompts it has, and every draw of
 its completions, follow from the seed and its number.
@@ -25,9 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.algorithms.advantages import group_advantages, overlong_penalty, rloo_advantages
+from training.algorithms.advantages import overlong_penalty
 from training.algorithms.algorithm import Logprobs
 from training.algorithms.grpo import ADVANTAGES, POLICY, REFERENCE, SAMPLED, token_weight
+from training.algorithms.ppo import OLD_VALUES
+from training.config import RlConfig
 from training.data.batch import Batch
 from training.data.example import Example
 from training.data.loader import Loader, permutation
@@ -35,13 +37,14 @@ from training.data.prompts import Prompt
 from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
 from training.plan import Plan
+from training.rollout.credit import credit
 from training.rollout.generate import Completion, Sampling, generate, stop_ids
 from training.rollout.rewards import Answered, Reward, Scored, score
 
 SAMPLE = "sample_D"
 """Column with the number of each completion in its rollout."""
 
-MEANS = ("ratio", "clip_fraction", "entropy", "kl")
+MEANS = ("ratio", "clip_fraction", "entropy", "kl", "value_loss", "value_clip_fraction")
 """Metrics of the algorithm that are means over tokens."""
 
 
@@ -88,7 +91,7 @@ class Rollouts:
             model: draws the completions.
             tokenizer: the model's.
             backend: what the ranks share.
-            logprobs: the model's answers to an algorithm.
+            logprobs: the model's answers to an algorithm; of a model with a critic [K, 2], values beside them.
             reference: while entered, those of the reference; None if nothing asks for it.
             rewards: what completions are judged by.
         """
@@ -98,7 +101,8 @@ class Rollouts:
         self.model, self.backend, self.logprobs, self.reference = model, backend, logprobs, reference
         self.steps_per_rollout = self.rl.steps_per_rollout * self.rl.epochs_per_rollout
         self.num_samples = plan.samples_per_step * self.rl.steps_per_rollout
-        self.num_prompts = self.num_samples // self.rl.group_size
+        self.group_size = self.rl.group_size if isinstance(self.rl, RlConfig) else 1
+        self.num_prompts = self.num_samples // self.group_size
         self._rollout: Rollout | None = None
 
     @property
@@ -183,36 +187,29 @@ class Rollouts:
     def _roll(self, number: int) -> Rollout:
         started = time.perf_counter()
         prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
-        asked = [prompt for prompt in prompts for _ in range(self.rl.group_size)]
+        asked = [prompt for prompt in prompts for _ in range(self.group_size)]
         mine = self._answers(number, asked)
         everyone = [each for answers in self.backend.gather(mine) for each in answers]
         answers = sorted(everyone, key=lambda answer: answer.number)
         seconds = time.perf_counter() - started
-        rewards_PN = torch.tensor([each.scored.total for each in answers]).view(len(prompts), -1)
-        if self.rl.advantage == "rloo":
-            advantages_PN = rloo_advantages(rewards_PN)
-        else:
-            advantages_PN = group_advantages(rewards_PN, divide_by_std=bool(self.rl.divide_by_std))
-        advantages = advantages_PN.flatten().tolist()
-        examples = [
-            self._example(prompt, answer, advantage)
-            for prompt, answer, advantage in zip(asked, answers, advantages, strict=True)
-        ]
+        rewards = [each.scored.total for each in answers]
+        examples = [self._example(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
         examples, mismatch = self._with_logprobs(examples)
+        examples, credited = credit(self.rl, examples, rewards)
         if self.backend.rank == 0:
+            advantages = [float(each.columns[ADVANTAGES][each.weights > 0].mean()) for each in examples]
             self._write(number * self.steps_per_rollout, asked, answers, advantages)
         lengths = np.array([len(each.completion.token_ids) for each in answers])
         metrics = {
-            "reward_mean": rewards_PN.mean().item(),
-            "reward_std": rewards_PN.std().item(),
+            "reward_mean": float(np.mean(rewards)),
+            "reward_std": float(np.std(rewards, ddof=1)) if len(rewards) > 1 else 0.0,
             "reward_errors": float(sum(each.scored.num_errors for each in answers)),
             "length_mean": float(lengths.mean()),
             "finished_fraction": float(np.mean([each.completion.is_finished for each in answers])),
-            "uniform_groups_fraction": (rewards_PN == rewards_PN[:, :1]).all(1).float().mean().item(),
             "mismatch_mean": float(mismatch.mean()),
             "mismatch_max": float(mismatch.max()),
             "seconds_generating": seconds,
-        }
+        } | credited
         if len(self.rewards) > 1:
             for each in self.rewards:
                 metrics[f"reward {each.name}"] = float(np.mean([a.scored.each[each.name] for a in answers]))
@@ -262,7 +259,7 @@ class Rollouts:
             ]
         return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
 
-    def _example(self, prompt: Prompt, answer: Answer, advantage: float) -> Example:
+    def _example(self, prompt: Prompt, answer: Answer) -> Example:
         """Prompt and completion; the tokens of the completion count, the one that ended it among them."""
         completion = answer.completion
         num_given, num_drawn = len(prompt), len(completion.token_ids)
@@ -277,19 +274,18 @@ class Rollouts:
             np.concatenate([prompt.token_ids, completion.token_ids]),
             after_prompt(weight),
             prompt.where,
-            columns={
-                ADVANTAGES: after_prompt(advantage),
-                SAMPLED: after_prompt(completion.logprobs),
-                SAMPLE: np.array([answer.number]),
-            },
+            columns={SAMPLED: after_prompt(completion.logprobs), SAMPLE: np.array([answer.number])},
         )
 
     def _with_logprobs(self, examples: Sequence[Example]) -> tuple[list[Example], NDArray[np.float32]]:
-        """The examples with what policy and reference say now, and how far sampler and policy are apart, by token."""
-        columns = {POLICY: self._scores(examples, self.logprobs)}
+        """The examples with what the models say now, and how far sampler and policy are apart, by token."""
+        said = self._scores(examples, self.logprobs)
+        columns = {POLICY: [each[:, 0] for each in said]}
+        if self.plan.has_critic:
+            columns[OLD_VALUES] = [each[:, 1] for each in said]
         if self.reference is not None:
             with self.reference() as logprobs:
-                columns[REFERENCE] = self._scores(examples, logprobs)
+                columns[REFERENCE] = [each[:, 0] for each in self._scores(examples, logprobs)]
         complete = [
             replace(each, columns={**each.columns, **{name: column[row] for name, column in columns.items()}})
             for row, each in enumerate(examples)
@@ -299,7 +295,7 @@ class Rollouts:
 
     @torch.no_grad()
     def _scores(self, examples: Sequence[Example], logprobs: Logprobs) -> list[NDArray[np.float32]]:
-        """Log-probabilities of the tokens that count, 0 elsewhere, of each example; the ranks share the work."""
+        """Of each example what is said of each token that counts, in rows, 0 elsewhere; the ranks share the work."""
         was_training = self.model.training
         self.model.eval()
         found: dict[int, NDArray[np.float32]] = {}
@@ -307,8 +303,8 @@ class Rollouts:
             here = microbatch.to(self.backend.device)
             next_K = here.weights_T[1:].nonzero().squeeze(1) + 1
             with self.backend.computing():
-                logprobs_K = logprobs(here, next_K, None)
-            column_T = torch.zeros(here.num_tokens, device=next_K.device).index_copy(0, next_K, logprobs_K.float())
+                said_K = logprobs(here, next_K, None).float().view(len(next_K), -1)
+            column_T = torch.zeros(here.num_tokens, said_K.shape[1], device=next_K.device).index_copy(0, next_K, said_K)
             if len(next_K):
                 lengths = microbatch.document_starts_D1.diff().tolist()
                 parts = column_T.cpu().split_with_sizes(lengths)

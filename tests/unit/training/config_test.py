@@ -15,6 +15,7 @@ from training.config import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    PpoSettings,
     PreferenceConfig,
     RlConfig,
     RunConfig,
@@ -93,6 +94,22 @@ REFUSED: list[tuple[type, str, Any, str]] = [
         "overlong_tokens",
         0,
         "rl.overlong_tokens: 0; expected a finite number of at least 1. hint: leave it out for no penalty",
+    ),
+    (PpoSettings, "gae_decay", 1.5, "rl.gae_decay: 1.5; expected 0 to 1. hint: leave it out for the default"),
+    (PpoSettings, "discount", -0.1, "rl.discount: -0.1; expected 0 to 1. hint: leave it out for the default"),
+    (
+        PpoSettings,
+        "value_coefficient",
+        0.0,
+        "rl.value_coefficient: 0.0; expected a finite number above 0.0. hint: 0.1 is usual; without a critic there is "
+        "grpo",
+    ),
+    (
+        PpoSettings,
+        "value_clip",
+        0.0,
+        "rl.value_clip: 0.0; expected a finite number above 0.0. hint: 0.2 is usual for rewards of about 1; null never "
+        "clips",
     ),
     (KtoSettings, "beta", 0.0, "kto.beta: 0.0; expected a finite number above 0.0. hint: 0.1 is usual"),
     (

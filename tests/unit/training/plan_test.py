@@ -18,6 +18,8 @@ from training.config import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    PpoConfig,
+    PpoSettings,
     PreferenceConfig,
     PreferenceLoss,
     RewardConfig,
@@ -40,6 +42,7 @@ BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 KTO = KtoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 REWARD = RewardConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 DPO = DpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
+PPO = PpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 GRPO = GrpoConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
 BASES = {
     "plain": BASE,
@@ -62,6 +65,7 @@ BASES = {
     },
     "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
     "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
+    "ppo": replace(PPO, rl=PpoSettings(kl_coefficient=0.1), lora=LoraConfig()),
     "kto": replace(KTO, lora=LoraConfig()),
     "reward": replace(REWARD, data=DataConfig("d", validation_fraction=0.1)),
     "shards": replace(BASE, parallel=ParallelConfig(ranks=2, backend="fsdp", collective_seconds_max=60)),
@@ -509,9 +513,29 @@ REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), REFUSED_FOR_GRPO)
-def test_settings_that_do_not_combine_with_rewards_are_refused(changed: dict[str, Any], message: str) -> None:
-    answer = plan(replace(GRPO, **changed), MACHINE)
+REFUSED_FOR_PPO: list[tuple[dict[str, Any], str]] = [
+    *((changed, said.replace("for grpo", "for ppo")) for changed, said in REFUSED_FOR_GRPO if "rl" not in changed),
+    (
+        {"rl": PpoSettings(overlong_tokens=32, completion_tokens_max=16)},
+        "rl.overlong_tokens: 32, of 16 tokens in a completion; expected at most as many. hint: lower it, or raise "
+        "rl.completion_tokens_max",
+    ),
+    (
+        {"rl": PpoSettings(kl_estimator="k3")},
+        "rl.kl_estimator: k3, without kl_coefficient; expected a divergence to estimate. hint: add --kl-coefficient "
+        "0.01, or leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("base", "changed", "message"),
+    [*((GRPO, *each) for each in REFUSED_FOR_GRPO), *((PPO, *each) for each in REFUSED_FOR_PPO)],
+)
+def test_settings_that_do_not_combine_with_rewards_are_refused(
+    base: SftConfig, changed: dict[str, Any], message: str
+) -> None:
+    answer = plan(replace(base, **changed), MACHINE)
     assert isinstance(answer, Refusal)
     assert str(answer.as_error()) == message
 
