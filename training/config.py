@@ -665,6 +665,11 @@ class RlConfig(RolloutConfig):
     """What a reward is compared with: the mean of its `group` (GRPO, arXiv 2402.03300), or the mean of the others in it
     (`rloo`, arXiv 2402.14740)."""
 
+    redraws_max: int | None = None
+    """Times that groups whose rewards are all alike, from which nothing is learned, are replaced by completions of
+    other prompts (the dynamic sampling of DAPO, arXiv 2503.14476). Those that are alike even then stay, and a rollout
+    of nothing else stops the run. Default: none is replaced."""
+
     divide_by_std: bool | None = None
     """Give the advantages of each group the same spread. Default: true; false is Dr. GRPO (arXiv 2503.20783), which
     does not weigh easy and hard prompts up. Not for rloo."""
@@ -673,6 +678,8 @@ class RlConfig(RolloutConfig):
         """Checks the ranges in which the formulas are defined."""
         super().__post_init__()
         _at_least("rl.group_size", self.group_size, 2, "a completion is compared with others of its group")
+        if self.redraws_max is not None:
+            _at_least("rl.redraws_max", self.redraws_max, 1, "leave it out to learn from what is drawn first")
 
 
 @dataclass(frozen=True)

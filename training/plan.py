@@ -741,6 +741,7 @@ def _described_rl(rl: RlConfig | PpoSettings | None) -> dict[str, str]:
     kl = f"KL {rl.kl_coefficient:g} ({rl.kl_estimator})" if rl.kl_coefficient else "no KL"
     if isinstance(rl, RlConfig):
         drawn, advantage = f"groups of {rl.group_size}", f"{rl.advantage}{' / std' if rl.divide_by_std else ''}"
+        drawn += f" (all alike: replaced up to {rl.redraws_max} times)" if rl.redraws_max else ""
     else:
         drawn, advantage = "one of each prompt", f"GAE {rl.gae_decay:g}, discount {rl.discount:g}"
         advantage += ", whitened" if rl.whiten_advantages else ""

@@ -3,6 +3,7 @@
 Fourteen pairs, four a step: four steps an epoch, so step 2 is in the middle of the first.
 """
 
+import asyncio
 import json
 import shutil
 from dataclasses import replace
@@ -37,6 +38,7 @@ from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
 from training.recipes import train
 from training.rollout.judge import RewardModel
+from training.rollout.rewards import Answered, Reward, score
 from training.schedule import Schedule
 
 NUM_STEPS = 6
@@ -231,18 +233,20 @@ def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhe
     exported = Path(alone.out) / "model"
     tokenizer = AutoTokenizer.from_pretrained(exported)
     model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
-    judge = RewardModel(str(exported))
-    sides: dict[str, list[float]] = {"chosen": [], "rejected": []}
-    for each in pairs(8):
-        for side, found in sides.items():
-            messages = [{"role": "user", "content": each["prompt"]}, {"role": "assistant", "content": each[side]}]
-            ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
-            found.append(judge(each["prompt"], each[side]))
-            assert found[-1] == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
-    right = sum(one > other for one, other in zip(sides["chosen"], sides["rejected"], strict=True))
-    assert right >= 7
+    # In packs of which none holds all.
+    judge = RewardModel(str(exported), tokens_per_call=64)
+    packs: list[Any] = []
+    judge._loaded.model.register_forward_pre_hook(lambda module, given: packs.append(module))
+    answered = [Answered(each["prompt"], each[side], {}, "") for side in ("chosen", "rejected") for each in pairs(8)]
+    said = [each.total for each in score([Reward("judge", judge, 1.0)], answered, stops_at_error=True)]
+    assert 1 < len(packs) < len(answered)
+    for each, got in zip(answered, said, strict=True):
+        messages = [{"role": "user", "content": each.prompt}, {"role": "assistant", "content": each.completion}]
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+        assert got == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
+    assert sum(one > other for one, other in zip(said[:8], said[8:], strict=True)) >= 7
     with pytest.raises(ModelError, match=r"lacks 1 weights, among them score\.weight"):
-        RewardModel(str(tmp_path / "base"))("2 + 2?", "4")
+        asyncio.run(RewardModel(str(tmp_path / "base"))("2 + 2?", "4"))
 
 
 def test_command_learns_pairs_and_exports_the_model(tmp_path: Path) -> None:

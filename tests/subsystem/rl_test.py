@@ -245,6 +245,53 @@ def test_a_completion_that_is_too_long_loses_reward(folder: Path) -> None:
     assert steps(made)[0]["reward_mean"] == pytest.approx(sum(e["reward"] for e in completions(made)) / 16, rel=1e-6)
 
 
+def test_groups_of_equal_reward_are_drawn_again_of_other_prompts(folder: Path) -> None:
+    """Of prompts without a character to say the reward is always 0; on two ranks the same are replaced."""
+    lines = [{"prompt": "say " * n, "of": "0123456789abcdef" if n % 3 == 0 else ""} for n in range(1, 7)]
+    path = str(write_jsonl(folder / "uniform.jsonl", lines))
+    often = {"redraws_max": 30, "completion_tokens_max": 16}
+    made = planned(folder, "redrawn", rl=often, num_steps=4, data_path=path)
+    train(made)
+    (first, *_), said = steps(made), completions(made)
+    assert first["groups_redrawn"] > 0
+    assert first["uniform_groups_fraction"] == 0.0
+    assert {each["where"] for each in said} <= {f"{path}:3", f"{path}:6"}
+    for group in range(0, 16, 4):
+        assert len({each["where"] for each in said[group : group + 4]}) == 1
+        assert len({each["reward"] for each in said[group : group + 4]}) > 1
+    assert first["reward_mean"] == pytest.approx(sum(each["reward"] for each in said) / 16, rel=1e-6)
+    together = planned(folder, "redrawn x2", rl=often, num_steps=4, data_path=path, **PLACES["ddp x2"])
+    train(together)
+    assert [each["completion"] for each in completions(together)] == [each["completion"] for each in said]
+    assert steps(together)[0]["groups_redrawn"] == first["groups_redrawn"]
+
+
+def test_a_rollout_of_nothing_but_equal_rewards_stops_the_run_if_others_were_asked_for(folder: Path) -> None:
+    path = str(write_jsonl(folder / "nothing.jsonl", [{"prompt": "say", "of": ""}]))
+    with pytest.raises(RewardError) as raised:
+        train(planned(folder, "nothing", rl={"redraws_max": 2}, data_path=path))
+    assert str(raised.value) == (
+        "rollout 0: the rewards of each of 4 groups are all alike, 2 time(s) after they were replaced; expected a "
+        "group in which one completion is better than another. hint: give prompts that the model solves sometimes, "
+        "larger groups, or more of rl.redraws_max; if everything is solved, the run has done its work: its last "
+        "checkpoint has it"
+    )
+    patient = planned(folder, "nothing but patient", data_path=path, num_steps=1)
+    train(patient)
+    assert steps(patient)[0]["uniform_groups_fraction"] == 1.0
+
+
+def test_a_policy_with_a_critic_learns(folder: Path) -> None:
+    """In 80 steps. Seen: 0.03 to 0.6, of a reward whose most is 1."""
+    rl = {"completion_tokens_max": 8, "kl_coefficient": 0.0, "sequences_per_call": 64}
+    made = planned(folder, "learns", ppo=True, rl=rl, num_steps=80, samples_per_step=32, checkpoint_steps_between=None)
+    train(made)
+    first, *_, last = steps(made)
+    assert first["reward_mean"] < 0.1
+    assert last["reward_mean"] > 0.4
+    assert last["value_mean"] > 0.1
+
+
 def test_a_reward_model_is_a_reward(folder: Path) -> None:
     """With a weight, beside a function; what it said is what transformers says of the same conversation."""
     config = AutoConfig.from_pretrained(folder / "base", num_labels=1)

@@ -69,6 +69,7 @@ class GrpoRecipe:
     def batches(self, plan: Plan, examples: list[Example], running: Running) -> Rollouts:
         """Rollouts of the model in training."""
         assert plan.rl is not None
+        judge = partial(RewardModel, tokens_per_call=plan.tokens_per_rank_max, device=running.backend.device)
         return Rollouts(
             plan,
             examples,  # type: ignore[arg-type]  # they are those that read returned
@@ -77,7 +78,7 @@ class GrpoRecipe:
             backend=running.backend,
             logprobs=running.logprobs,
             reference=_reference(plan, running) if plan.rl.kl_coefficient else None,
-            rewards=load_rewards(plan.rl.rewards, partial(RewardModel, device=running.backend.device)),
+            rewards=load_rewards(plan.rl.rewards, judge),
         )
 
 

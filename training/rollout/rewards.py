@@ -56,7 +56,9 @@ class Scored:
     """Rewards that raised and counted as 0."""
 
 
-def load_rewards(specifications: Sequence[str], judge: Callable[[str], Callable[..., float]]) -> list[Reward]:
+def load_rewards(
+    specifications: Sequence[str], judge: Callable[[str], Callable[..., float | Awaitable[float]]]
+) -> list[Reward]:
     """The functions that the settings name.
 
     Args:
@@ -69,7 +71,7 @@ def load_rewards(specifications: Sequence[str], judge: Callable[[str], Callable[
     return [_load(each, judge) for each in specifications]
 
 
-def _load(specification: str, judge: Callable[[str], Callable[..., float]]) -> Reward:
+def _load(specification: str, judge: Callable[[str], Callable[..., float | Awaitable[float]]]) -> Reward:
     weight, star, named = specification.rpartition("*")
     place, _, name = named.rpartition(":")
     try:

@@ -34,6 +34,7 @@ from training.data.batch import Batch
 from training.data.example import Example
 from training.data.loader import Loader, permutation
 from training.data.prompts import Prompt
+from training.errors import RewardError
 from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
 from training.plan import Plan
@@ -102,6 +103,7 @@ class Rollouts:
         self.steps_per_rollout = self.rl.steps_per_rollout * self.rl.epochs_per_rollout
         self.num_samples = plan.samples_per_step * self.rl.steps_per_rollout
         self.group_size = self.rl.group_size if isinstance(self.rl, RlConfig) else 1
+        self.redraws_max = (self.rl.redraws_max or 0) if isinstance(self.rl, RlConfig) else 0
         self.num_prompts = self.num_samples // self.group_size
         self._rollout: Rollout | None = None
 
@@ -188,9 +190,8 @@ class Rollouts:
         started = time.perf_counter()
         prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
         asked = [prompt for prompt in prompts for _ in range(self.group_size)]
-        mine = self._answers(number, asked)
-        everyone = [each for answers in self.backend.gather(mine) for each in answers]
-        answers = sorted(everyone, key=lambda answer: answer.number)
+        answers = self._everyones_answers(asked, number)
+        num_redrawn = self._redraw_uniform(number, asked, answers) if self.redraws_max else 0
         seconds = time.perf_counter() - started
         rewards = [each.scored.total for each in answers]
         examples = [self._example(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
@@ -210,6 +211,8 @@ class Rollouts:
             "mismatch_max": float(mismatch.max()),
             "seconds_generating": seconds,
         } | credited
+        if self.redraws_max:
+            metrics["groups_redrawn"] = float(num_redrawn)
         if len(self.rewards) > 1:
             for each in self.rewards:
                 metrics[f"reward {each.name}"] = float(np.mean([a.scored.each[each.name] for a in answers]))
@@ -220,7 +223,54 @@ class Rollouts:
         epoch, within = divmod(number, len(self.prompts))
         return self.prompts[int(permutation(len(self.prompts), seed=self.plan.seed, epoch=epoch)[within])]
 
-    def _answers(self, rollout: int, asked: Sequence[Prompt]) -> list[Answer]:
+    def _redraw_uniform(self, rollout: int, asked: list[Prompt], answers: list[Answer]) -> int:
+        """Replaces, in both lists, groups whose rewards are all alike by others; returns how many it has drawn.
+
+        Which prompts come instead follows from the rollout's number, as all draws do: there is nothing to remember.
+
+        Raises:
+            RewardError: all groups are alike even then.
+        """
+        num_drawn = 0
+        for attempt in range(1, self.redraws_max + 1):
+            uniform = self._uniform_groups(answers)
+            if not uniform:
+                break
+            order = permutation(len(self.prompts), seed=_seed(self.plan.seed, rollout, attempt) % 2**32, epoch=0)
+            others = [self.prompts[int(order[each % len(order)])] for each in range(len(uniform))]
+            drawn = self._everyones_answers(
+                [prompt for prompt in others for _ in range(self.group_size)], rollout, attempt
+            )
+            for each, (group, prompt) in enumerate(zip(uniform, others, strict=True)):
+                for within in range(self.group_size):
+                    place = group * self.group_size + within
+                    asked[place] = prompt
+                    answers[place] = replace(drawn[each * self.group_size + within], number=place)
+            num_drawn += len(uniform)
+        if len(self._uniform_groups(answers)) == self.num_prompts:
+            raise RewardError(
+                f"rollout {rollout}",
+                got=f"the rewards of each of {self.num_prompts} groups are all alike, {self.redraws_max} time(s) "
+                "after they were replaced",
+                expected="a group in which one completion is better than another",
+                hint="give prompts that the model solves sometimes, larger groups, or more of rl.redraws_max; if "
+                "everything is solved, the run has done its work: its last checkpoint has it",
+            )
+        return num_drawn
+
+    def _uniform_groups(self, answers: Sequence[Answer]) -> list[int]:
+        """The numbers of the groups from which nothing is learned."""
+        totals = [each.scored.total for each in answers]
+        groups = [totals[first : first + self.group_size] for first in range(0, len(totals), self.group_size)]
+        return [number for number, group in enumerate(groups) if len(set(group)) == 1]
+
+    def _everyones_answers(self, asked: Sequence[Prompt], *draw: int) -> list[Answer]:
+        """A scored completion for each prompt, in their order, drawn by all ranks; `draw` tells its numbers apart."""
+        mine = self._answers(asked, *draw)
+        everyone = [each for answers in self.backend.gather(mine) for each in answers]
+        return sorted(everyone, key=lambda answer: answer.number)
+
+    def _answers(self, asked: Sequence[Prompt], *draw: int) -> list[Answer]:
         """This rank's completions, scored. Every rank calls the model as often as the others."""
         sampling = Sampling(
             temperature=self.rl.temperature,
@@ -240,7 +290,7 @@ class Rollouts:
                     # A rank that has none left keeps in step with one that is thrown away.
                     [asked[each].token_ids for each in here or [0]],
                     sampling=sampling,
-                    seeds=[_seed(self.plan.seed, rollout, each) for each in here or [0]],
+                    seeds=[_seed(self.plan.seed, *draw, each) for each in here or [0]],
                     device=self.backend.device,
                     all_done=lambda done: self.backend.sum_over_ranks(float(done)) == num_ranks,
                 )

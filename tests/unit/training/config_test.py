@@ -95,6 +95,13 @@ REFUSED: list[tuple[type, str, Any, str]] = [
         0,
         "rl.overlong_tokens: 0; expected a finite number of at least 1. hint: leave it out for no penalty",
     ),
+    (
+        RlConfig,
+        "redraws_max",
+        0,
+        "rl.redraws_max: 0; expected a finite number of at least 1. hint: leave it out to learn from what is drawn "
+        "first",
+    ),
     (PpoSettings, "gae_decay", 1.5, "rl.gae_decay: 1.5; expected 0 to 1. hint: leave it out for the default"),
     (PpoSettings, "discount", -0.1, "rl.discount: -0.1; expected 0 to 1. hint: leave it out for the default"),
     (
