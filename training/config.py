@@ -32,6 +32,7 @@ Advantage = Literal["group", "rloo"]
 LengthNormalization = Literal["sequence", "token", "constant"]
 KlEstimator = Literal["auto", "k1", "k2", "k3"]
 OnRewardError = Literal["stop", "count"]
+EngineSync = Literal["adapter", "weights"]
 Export = Literal["auto", "model", "adapter", "merged", "adapter+merged", "none"]
 
 
@@ -633,6 +634,15 @@ class RolloutConfig:
 
     sequences_per_call: int = 64
     """Completions that a rank draws at a time. Decides the memory of keys and values, and results only by rounding."""
+
+    engine: str | None = None
+    """Address of a server that draws the completions, by OpenAI's protocol and with token ids as vLLM gives them:
+    http://host:8000/v1. Default: none, the model in training draws them itself."""
+
+    engine_sync: EngineSync | None = None
+    """How the server gets the weights of each rollout, from a directory under run.out that it can read: `adapter` as
+    vLLM loads one, `weights` as SGLang updates them from disk. Default: it keeps those it has, which the records'
+    mismatch shows. Only with engine."""
 
     def __post_init__(self) -> None:
         """Checks the ranges in which the formulas are defined."""

@@ -13,7 +13,8 @@
     │   └── CheckpointMissing           5   a checkpoint that should be there is not
     ├── TrainingError                   6   training went wrong
     │   ├── NonFiniteError              6   a loss or a gradient norm is not a number
-    │   └── RewardError                 6   a reward function raised
+    │   ├── RewardError                 6   a reward function raised
+    │   └── EngineError                 6   the server that draws completions does not answer as it should
     ├── ExportError                     7   the exported directory is not the model that was trained
     └── RankFailed                      8   a process of the run raised something else, or was killed
 
@@ -117,6 +118,10 @@ class NonFiniteError(TrainingError):
 
 class RewardError(TrainingError):
     """A reward function raised, or returned something else than a finite number."""
+
+
+class EngineError(TrainingError):
+    """The server that draws completions cannot be reached, refuses, or answers something else."""
 
 
 class ExportError(PlumblineError):

@@ -104,6 +104,8 @@ class Plan:
     """How completions are drawn and learned from, with everything decided; None for other recipes."""
     has_critic: bool
     """The model also says what it expects of the completion it is in."""
+    engine: str | None
+    """Address of a server that draws completions; None if the model in training does."""
 
     data_path: str
     data_kind: DataKind
@@ -203,7 +205,7 @@ class Plan:
             + (f" over weights in {self.quantization}" if self.quantization != "none" else "")
             + (f", noise of strength {self.neftune_alpha:g} on embeddings (NEFTune)" if self.neftune_alpha else ""),
             **_described_preference(self.preference, self.kto, self.reference),
-            **_described_rl(self.rl),
+            **_described_rl(self.rl, self.engine),
             "arithmetic": f"{self.precision} on {self.device}, {self.num_threads} thread(s), attention {self.attention}"
             + (", Liger's kernels" if self.liger else "")
             + (f", loss in chunks of {self.loss_chunk_tokens} tokens" if self.loss_chunk_tokens else "")
@@ -247,6 +249,8 @@ _BOOKKEEPING = {
     "model_path",
     # Its log-probabilities are in the digest of the examples.
     "reference",
+    # It may move, and what it draws is in the checkpoint.
+    "engine",
     "data_path",
     "validation_path",
     "out",
@@ -294,6 +298,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         reference=_reference(config),
         rl=_rl(config),
         has_critic=config.recipe == "ppo",
+        engine=config.rl.engine if isinstance(config, (GrpoConfig, PpoConfig)) else None,
         data_path=data.path,
         data_kind=data.kind,
         validation_path=data.validation_path,
@@ -680,6 +685,17 @@ def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
     if not isinstance(config, (GrpoConfig, PpoConfig)):
         return
     rl, data, batch = config.rl, config.data, config.batch
+    if rl.engine is not None and not rl.engine.startswith(("http://", "https://")):
+        hint = "name where the protocol begins, usually http://host:8000/v1"
+        yield Refusal("rl.engine", rl.engine or "nothing", "an address with http", hint)
+    if rl.engine_sync is not None and rl.engine is None:
+        hint = "add --engine http://host:8000/v1, or leave it out"
+        yield Refusal("rl.engine_sync", f"{rl.engine_sync}, without engine", "a server to give weights to", hint)
+    if rl.engine_sync == "adapter" and config.lora is None:
+        yield Refusal("rl.engine_sync", "adapter, without lora", "an adapter", "add --lora, or take weights")
+    if rl.engine_sync == "weights" and config.lora is not None:
+        hint = "take adapter: it is all that changes"
+        yield Refusal("rl.engine_sync", "weights, with lora", "all weights in training", hint)
     if isinstance(rl, RlConfig):
         yield from _group_refusals(rl, batch.samples_per_step * rl.steps_per_rollout)
     if rl.kl_estimator != "auto" and not rl.kl_coefficient:
@@ -723,7 +739,7 @@ def _rl(config: SftConfig) -> RlConfig | PpoSettings | None:
     if isinstance(config, PpoConfig):
         is_open = config.rl.kl_coefficient and config.rl.kl_estimator == "auto"
         # In rewards, where no gradient goes through it, an estimate has to have no bias and nothing else.
-        return replace(config.rl, kl_estimator="k1") if is_open else config.rl
+        return replace(config.rl, kl_estimator="k1" if is_open else config.rl.kl_estimator, engine=None)
     if not isinstance(config, GrpoConfig):
         return None
     rl = config.rl
@@ -731,10 +747,11 @@ def _rl(config: SftConfig) -> RlConfig | PpoSettings | None:
         rl,
         divide_by_std=rl.advantage == "group" and rl.divide_by_std is not False,
         kl_estimator="k3" if rl.kl_coefficient and rl.kl_estimator == "auto" else rl.kl_estimator,
+        engine=None,
     )
 
 
-def _described_rl(rl: RlConfig | PpoSettings | None) -> dict[str, str]:
+def _described_rl(rl: RlConfig | PpoSettings | None, engine: str | None) -> dict[str, str]:
     """Lines on how completions are drawn and learned from."""
     if rl is None:
         return {}
@@ -751,7 +768,8 @@ def _described_rl(rl: RlConfig | PpoSettings | None) -> dict[str, str]:
         + (f"; up to 1 off for the last {rl.overlong_tokens} tokens" if rl.overlong_tokens else ""),
         "rollout": f"{drawn}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
         f"time, temperature {rl.temperature:g}, top-p {rl.top_p:g}; for {rl.steps_per_rollout} step(s), seen "
-        f"{rl.epochs_per_rollout} time(s)",
+        f"{rl.epochs_per_rollout} time(s)"
+        + (f"; drawn by {engine}, which gets {rl.engine_sync or 'no'} new weights" if engine else ""),
         "advantage": f"{advantage}, weighed by {rl.length_normalization}; "
         f"clip {rl.clip_low:g} {rl.clip_high:g}, {kl}"
         + (f", importance up to {rl.importance_max:g}" if rl.importance_max is not None else ""),

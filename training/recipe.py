@@ -1,5 +1,6 @@
 """What the road of every recipe, `training.run`, asks of one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,6 +43,8 @@ class Running:
     backend: Backend
     logprobs: Logprobs
     """The model's answers to an algorithm."""
+    build: Callable[[], nn.Module]
+    """Makes the model anew, untrained, as `Backend.whole` asks for it."""
 
 
 class Batches(Protocol):

@@ -183,9 +183,22 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         )
         data = replace(data, training=sets["training"], validation=sets["validation"])
 
+    def built() -> nn.Module:
+        again = load_model(
+            base_path,
+            attention=plan.attention,
+            quantization=quantization,
+            needs_chat_template=False,
+            head=kind_of_head,
+        ).model
+        adapted: nn.Module = add_adapter(again, plan.lora) if plan.lora else again
+        if plan.has_critic:
+            add_critic(adapted)
+        return adapted
+
     makes = None
     if isinstance(recipe, MakesBatches):
-        makes = recipe.batches(plan, data.training, Running(trained, tokenizer, backend, scored))
+        makes = recipe.batches(plan, data.training, Running(trained, tokenizer, backend, scored, built))
     batches = makes or Loader(
         data.training,
         samples_per_step=plan.samples_per_step,
@@ -318,19 +331,6 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         )
 
     write_presence()
-
-    def built() -> nn.Module:
-        again = load_model(
-            base_path,
-            attention=plan.attention,
-            quantization=quantization,
-            needs_chat_template=False,
-            head=kind_of_head,
-        ).model
-        adapted: nn.Module = add_adapter(again, plan.lora) if plan.lora else again
-        if plan.has_critic:
-            add_critic(adapted)
-        return adapted
 
     # An export is compared bit for bit with a model that is loaded anew, and that one is not compiled.
     if plan.compile:

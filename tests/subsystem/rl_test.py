@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import training.parallel.fsdp  # noqa: F401 - the same
 from tests.subsystem.processes import records_of, tensors_of
 from tests.support.chats import write_jsonl
+from tests.support.completion_server import serving
 from tests.support.tolerances import LOGPROB_FP32, RANKS_FP32_RELATIVE
 from training.checkpoint.manifest import POINTER
 from training.config import (
@@ -33,7 +34,7 @@ from training.config import (
     RunConfig,
     ScheduleConfig,
 )
-from training.errors import RewardError, SampleError
+from training.errors import EngineError, RewardError, SampleError
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -279,6 +280,64 @@ def test_a_rollout_of_nothing_but_equal_rewards_stops_the_run_if_others_were_ask
     patient = planned(folder, "nothing but patient", data_path=path, num_steps=1)
     train(patient)
     assert steps(patient)[0]["uniform_groups_fraction"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("place", "lora", "ppo"),
+    [("one process", False, False), ("fsdp x2", False, True), ("ddp x2", True, False), ("zero 3 x2", True, False)],
+)
+def test_a_server_that_gets_the_weights_draws_what_the_model_in_training_draws(
+    folder: Path, place: str, lora: bool, ppo: bool
+) -> None:
+    itself = planned(folder, f"itself {lora} {ppo}", lora=lora, ppo=ppo)
+    if not Path(itself.out).exists():
+        train(itself)
+    with serving(folder / "base") as server:
+        rl = {"engine": server.address, "engine_sync": "adapter" if lora else "weights"}
+        asks = planned(folder, f"asks {place} {lora}", lora=lora, ppo=ppo, rl=rl, **PLACES.get(place, {}))
+        train(asks)
+        assert len(server.models) == 1 + lora, "of adapters the last alone"
+        assert server.paths.count("/v1/completions") == 32
+    assert [each["completion"] for each in completions(asks)] == [each["completion"] for each in completions(itself)]
+    assert max(each["mismatch_max"] for each in steps(asks)) < 1e-4
+    for ours, theirs in zip(steps(asks), steps(itself), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=20 * RANKS_FP32_RELATIVE, abs=2e-6)
+
+
+def test_a_server_that_keeps_its_weights_draws_from_another_model_and_the_records_say_so(folder: Path) -> None:
+    with serving(folder / "base") as server:
+        made = planned(folder, "keeps", rl={"engine": server.address})
+        train(made)
+    taken = steps(made)
+    assert taken[0]["mismatch_max"] < 1e-4
+    assert taken[4]["mismatch_max"] > 1e-2
+    assert taken[4]["mismatch_mean"] > 100 * taken[0]["mismatch_mean"]
+
+
+def test_a_server_that_is_not_there_or_tells_no_tokens_is_an_error_with_its_address(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder / "base") as server:
+        address = server.address
+        monkeypatch.setattr(server, "answer", lambda path, body: {"data": [{"id": "m"}], "choices": [{"logprobs": {}}]})
+        with pytest.raises(EngineError) as raised:
+            train(planned(folder, "tells nothing", rl={"engine": address}))
+        assert str(raised.value) == (
+            f"{address}: an answer in which tokens cannot be found (KeyError: 'tokens'); expected logprobs with tokens "
+            "as token_id:N, and the log-probability of each. hint: take a server that knows "
+            "return_tokens_as_token_ids, such as vLLM"
+        )
+        monkeypatch.setattr(server, "answer", lambda path, body: 1 / 0)
+        with pytest.raises(
+            EngineError, match=r"/models: HTTP Error 400: Bad Request: .*ZeroDivisionError.*; expected an"
+        ):
+            train(planned(folder, "refuses", rl={"engine": address}))
+    with pytest.raises(EngineError) as raised:
+        train(planned(folder, "not there", rl={"engine": address}))
+    assert str(raised.value) == (
+        f"{address}/models: <urlopen error [Errno 111] Connection refused>; expected an answer of the server that "
+        "draws completions. hint: start it, or correct --engine; the run goes on from its last checkpoint"
+    )
 
 
 def test_a_policy_with_a_critic_learns(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """Reinforcement learning from rewards of whole completions: GRPO with what DAPO, Dr. GRPO and RLOO chose, and PPO."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +18,13 @@ from training.data.example import Example
 from training.data.loader import fit
 from training.data.prompts import read_prompts, render_prompt
 from training.metrics.summary import FileSummary, added
+from training.models.critic import NAME
 from training.models.forward import logprobs
 from training.models.load import load_model
+from training.models.lora import save_adapter
 from training.plan import Plan
 from training.recipe import Running
+from training.rollout.engine import HttpEngine
 from training.rollout.judge import RewardModel
 from training.rollout.rewards import load_rewards
 from training.rollout.rollouts import Rollouts
@@ -70,6 +75,7 @@ class GrpoRecipe:
         """Rollouts of the model in training."""
         assert plan.rl is not None
         judge = partial(RewardModel, tokens_per_call=plan.tokens_per_rank_max, device=running.backend.device)
+        engine = HttpEngine(plan.engine, at_once=plan.rl.sequences_per_call) if plan.engine else None
         return Rollouts(
             plan,
             examples,  # type: ignore[arg-type]  # they are those that read returned
@@ -79,7 +85,30 @@ class GrpoRecipe:
             logprobs=running.logprobs,
             reference=_reference(plan, running) if plan.rl.kl_coefficient else None,
             rewards=load_rewards(plan.rl.rewards, judge),
+            engine=engine,
+            sync=partial(_sync, plan, running, engine) if engine and plan.rl.engine_sync else None,
         )
+
+
+def _sync(plan: Plan, running: Running, engine: HttpEngine, rollout: int) -> None:
+    """Gives the engine the weights as they are now, by a directory. Two take turns, as it may still read the last."""
+    assert plan.rl is not None
+    directory = Path(plan.out).resolve() / "engine" / str(rollout % 2)
+    whole: Any = running.backend.whole(running.model, running.build)
+    if running.backend.rank == 0:
+        if plan.rl.engine_sync == "adapter":
+            save_adapter(whole, directory)
+        else:
+            weights = {name: each for name, each in whole.state_dict().items() if not name.startswith(f"{NAME}.")}
+            whole.save_pretrained(directory, state_dict=weights)
+            running.tokenizer.save_pretrained(directory)
+            engine.load_weights(directory)
+    if plan.rl.engine_sync == "adapter":
+        # A server may still know the names of a run that was interrupted.
+        name = running.backend.gather(f"rollout-{rollout}-{time.time_ns()}")[0]
+        engine.load_adapter(name, directory, loads=running.backend.rank == 0)
+    # Nobody draws before the server has them.
+    running.backend.gather(None)
 
 
 def _reference(plan: Plan, running: Running) -> Callable[[], AbstractContextManager[Logprobs]]:

@@ -39,6 +39,7 @@ from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
 from training.plan import Plan
 from training.rollout.credit import credit
+from training.rollout.engine import HttpEngine
 from training.rollout.generate import Completion, Sampling, generate, stop_ids
 from training.rollout.rewards import Answered, Reward, Scored, score
 
@@ -83,6 +84,8 @@ class Rollouts:
         logprobs: Logprobs,
         reference: Callable[[], AbstractContextManager[Logprobs]] | None,
         rewards: Sequence[Reward],
+        engine: HttpEngine | None = None,
+        sync: Callable[[int], None] | None = None,
     ) -> None:
         """Takes a model as its backend trains it.
 
@@ -95,10 +98,13 @@ class Rollouts:
             logprobs: the model's answers to an algorithm; of a model with a critic [K, 2], values beside them.
             reference: while entered, those of the reference; None if nothing asks for it.
             rewards: what completions are judged by.
+            engine: draws the completions; None has the model do it.
+            sync: called by all ranks before each rollout, gives the engine the weights; None leaves it those it has.
         """
         assert plan.rl is not None
         self.plan, self.rl = plan, plan.rl
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
+        self.engine, self.sync = engine, sync
         self.model, self.backend, self.logprobs, self.reference = model, backend, logprobs, reference
         self.steps_per_rollout = self.rl.steps_per_rollout * self.rl.epochs_per_rollout
         self.num_samples = plan.samples_per_step * self.rl.steps_per_rollout
@@ -188,6 +194,8 @@ class Rollouts:
 
     def _roll(self, number: int) -> Rollout:
         started = time.perf_counter()
+        if self.sync is not None:
+            self.sync(number)
         prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
         asked = [prompt for prompt in prompts for _ in range(self.group_size)]
         answers = self._everyones_answers(asked, number)
@@ -278,9 +286,35 @@ class Rollouts:
             num_tokens_max=self.rl.completion_tokens_max,
             stop_ids=stop_ids(self.model, self.tokenizer),
         )
-        rank, num_ranks, at_once = self.backend.rank, self.backend.num_ranks, self.rl.sequences_per_call
+        numbers = list(range(self.backend.rank, len(asked), self.backend.num_ranks))
+        if self.engine is not None:
+            completions = self.engine.complete(
+                [asked[each].token_ids for each in numbers],
+                sampling=sampling,
+                seeds=[_seed(self.plan.seed, *draw, each) for each in numbers],
+            )
+        else:
+            completions = self._generated(asked, numbers, sampling, draw)
+        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+        answered = [
+            Answered(asked[number].given, text, asked[number].others, asked[number].where)
+            for number, text in zip(numbers, texts, strict=True)
+        ]
+        scored = score(self.rewards, answered, stops_at_error=self.rl.on_reward_error == "stop")
+        if soft := self.rl.overlong_tokens:
+            penalties = [overlong_penalty(len(c.token_ids), self.rl.completion_tokens_max, soft) for c in completions]
+            scored = [
+                replace(each, total=each.total - penalty, each={**each.each, "overlong": -penalty})
+                for each, penalty in zip(scored, penalties, strict=True)
+            ]
+        return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
+
+    def _generated(
+        self, asked: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, draw: tuple[int, ...]
+    ) -> list[Completion]:
+        """Completions by the model in training, of the prompts with these numbers."""
+        num_ranks, at_once = self.backend.num_ranks, self.rl.sequences_per_call
         most = -(-len(asked) // num_ranks)
-        numbers = list(range(rank, len(asked), num_ranks))
         completions: list[Completion] = []
         for first in range(0, most, at_once):
             here = numbers[first : first + at_once]
@@ -295,19 +329,7 @@ class Rollouts:
                     all_done=lambda done: self.backend.sum_over_ranks(float(done)) == num_ranks,
                 )
             completions += drawn[: len(here)]
-        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
-        answered = [
-            Answered(asked[number].given, text, asked[number].others, asked[number].where)
-            for number, text in zip(numbers, texts, strict=True)
-        ]
-        scored = score(self.rewards, answered, stops_at_error=self.rl.on_reward_error == "stop")
-        if soft := self.rl.overlong_tokens:
-            penalties = [overlong_penalty(len(c.token_ids), self.rl.completion_tokens_max, soft) for c in completions]
-            scored = [
-                replace(each, total=each.total - penalty, each={**each.each, "overlong": -penalty})
-                for each, penalty in zip(scored, penalties, strict=True)
-            ]
-        return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
+        return completions
 
     def _example(self, prompt: Prompt, answer: Answer) -> Example:
         """Prompt and completion; the tokens of the completion count, the one that ended it among them."""

@@ -65,6 +65,7 @@ BASES = {
     },
     "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
     "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
+    "grpo by a server": replace(GRPO, rl=RlConfig(engine="http://h", engine_sync="weights")),
     "ppo": replace(PPO, rl=PpoSettings(kl_coefficient=0.1), lora=LoraConfig()),
     "kto": replace(KTO, lora=LoraConfig()),
     "reward": replace(REWARD, data=DataConfig("d", validation_fraction=0.1)),
@@ -465,6 +466,25 @@ REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
         {"model": ModelConfig("m", compile=True)},
         "model.compile: true, for grpo; expected a recipe that only trains. hint: leave it out: completions are drawn "
         "a token at a time from a cache, for which layers would be compiled anew",
+    ),
+    (
+        {"rl": RlConfig(engine="host:8000")},
+        "rl.engine: host:8000; expected an address with http. hint: name where the protocol begins, usually "
+        "http://host:8000/v1",
+    ),
+    (
+        {"rl": RlConfig(engine_sync="adapter"), "lora": LoraConfig()},
+        "rl.engine_sync: adapter, without engine; expected a server to give weights to. hint: add --engine "
+        "http://host:8000/v1, or leave it out",
+    ),
+    (
+        {"rl": RlConfig(engine="http://h", engine_sync="adapter")},
+        "rl.engine_sync: adapter, without lora; expected an adapter. hint: add --lora, or take weights",
+    ),
+    (
+        {"rl": RlConfig(engine="http://h", engine_sync="weights"), "lora": LoraConfig()},
+        "rl.engine_sync: weights, with lora; expected all weights in training. hint: take adapter: it is all that "
+        "changes",
     ),
     (
         {"rl": RlConfig(group_size=5)},
