@@ -2,6 +2,8 @@
 
     copy the sources → plant → run the guard in a process of its own → read its report → judge
 
+That process is a fork of one that has imported libraries, and nothing of ours (warm.py).
+
 A guard that cannot fail proves nothing, and nobody would notice. So each bug here was made by somebody, or nearly, and
 names the test that must see it. Red alone is not enough: a guard that cannot be imported any more is red too. What
 counts is a test that ran and failed by an assertion, or by an error that the bug lists, as the JUnit file has it.
@@ -9,11 +11,10 @@ counts is a test that ran and failed by an assertion, or by an error that the bu
 Standard library only: what a guard needs is its own target's business, and a bug's target holds all of that as data.
 """
 
-import contextlib
+import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -93,12 +94,58 @@ class WrongError(Exception):
         super().__init__(f"{where}: {got}; expected {expected}. hint: {hint}")
 
 
-def caught(bug: Bug, scratch: Path, *, root: Path | None = None) -> Run:
+class Warm:
+    """A process with the libraries of some sources, whose forks run guards; as a context manager, ended at its end."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Starts it, for the sources below `root`: where this process was started, if None."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_THIS_TEST)}
+        self._environment = environment | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(str(path / "site-packages") for path in _repositories()),
+            "PYTHONSAFEPATH": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py").absolute()), str(root or Path.cwd())],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, program: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path
+    ) -> bool:
+        """Runs a Python program that finds modules in its folder first; whether it ended within SECONDS_MAX."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        asked = {
+            "program": str(program),
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": self._environment | environment,
+            "log": str(log),
+            "seconds_max": SECONDS_MAX,
+        }
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return bool(json.loads(self._process.stdout.readline()))
+
+    def __enter__(self) -> "Warm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it: it reads no further run."""
+        self._process.communicate()
+
+
+def caught(bug: Bug, scratch: Path, warm: Warm, *, root: Path | None = None) -> Run:
     """The run in which the guard turned red for the right reason.
 
     Args:
         bug: what to plant.
         scratch: an empty directory.
+        warm: runs the guard.
         root: the sources; where the process was started, if None.
 
     Raises:
@@ -106,19 +153,19 @@ def caught(bug: Bug, scratch: Path, *, root: Path | None = None) -> Run:
     """
     copy = copied(root or Path.cwd(), scratch)
     plant(bug, copy)
-    run = run_guard(bug.guard, copy, scratch)
+    run = run_guard(bug.guard, copy, scratch, warm)
     judge(bug, run, copy)
     return run
 
 
-def green(guard: Guard, scratch: Path, *, root: Path | None = None) -> Run:
+def green(guard: Guard, scratch: Path, warm: Warm, *, root: Path | None = None) -> Run:
     """The run in which every named test passed, on a copy in which nothing is planted.
 
     Raises:
         WrongError: a test is not there, or is not green, so that its red would say nothing of a bug.
     """
     copy = copied(root or Path.cwd(), scratch)
-    run = run_guard(guard, copy, scratch)
+    run = run_guard(guard, copy, scratch, warm)
     _check_origin(str(guard), run, copy)
     for test in guard.tests:
         found = [case for case in run.cases if test in (case.name, case.name.partition("[")[0])]
@@ -173,18 +220,15 @@ def plant(bug: Bug, copy: Path) -> None:
     path.write_text(text.replace(bug.original, bug.planted), encoding="utf-8")
 
 
-def run_guard(guard: Guard, copy: Path, scratch: Path) -> Run:
+def run_guard(guard: Guard, copy: Path, scratch: Path, warm: Warm) -> Run:
     """Runs the guard's tests on the copy, in a process that finds first-party modules nowhere else."""
-    report, imported = scratch / "report.xml", scratch / "imported.txt"
+    report, imported, log = scratch / "report.xml", scratch / "imported.txt", scratch / "output.txt"
     private = scratch / "private"
     private.mkdir()
     wheels = [str(path) for each in _repositories() if (path := each / "site-packages").is_dir()]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_THIS_TEST)}
-    environment |= {
+    environment = {
         "PLUMBLINE_IMPORTED": str(imported),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join([str(copy), *wheels]),
-        "PYTHONSAFEPATH": "1",
         "RUNFILES_DIR": str(copy.parent),
         "TEST_SRCDIR": str(copy.parent),
         "TEST_TARGET": guard.label,
@@ -195,25 +239,12 @@ def run_guard(guard: Guard, copy: Path, scratch: Path) -> Run:
     # The runner is the real one, whatever is planted in the copy's; what it imports comes from the copy.
     runner = Path("tools/bazel/pytest_runner.py").absolute()
     nodes = [f"{guard.file}::{test}" for test in guard.tests]
-    command = [sys.executable, str(runner), "--", "-p", "tests.negative.imported", *nodes]
-    log = scratch / "output.txt"
-    with log.open("w", encoding="utf-8") as file:
-        # A session of its own, so that what the guard leaves running can be ended with it.
-        process = subprocess.Popen(
-            command, cwd=copy, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            process.wait(SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            file.write(f"it did not end within {SECONDS_MAX} s")
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    has_ended = warm.run(runner, ["--", "-p", "tests.negative.imported", *nodes], copy, environment, log)
+    output = log.read_text(encoding="utf-8", errors="replace")
     return Run(
         cases=tuple(_cases(report)),
         imported=tuple(imported.read_text(encoding="utf-8").splitlines()) if imported.exists() else (),
-        output=log.read_text(encoding="utf-8", errors="replace"),
+        output=output if has_ended else f"{output}it did not end within {SECONDS_MAX} s",
     )
 
 

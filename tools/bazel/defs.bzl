@@ -129,7 +129,7 @@ def bug(name, does, file, guard, original, planted, test, raises = []):
     """A bug that somebody made or nearly made, and the test that must see it: a row for `planted_bugs`.
 
     Args:
-        name: of the target `bug.<name>`.
+        name: of the case of its guard's target, which `--test_filter` may name.
         does: what is wrong, in a sentence; who had it, where that is known.
         file: path of the file that is edited, from the root.
         guard: label of the test target that must turn red. It depends on the file, and has the name of its test file.
@@ -148,10 +148,10 @@ def bug(name, does, file, guard, original, planted, test, raises = []):
     return struct(name = name, does = does, file = file, guard = guard, original = original, planted = planted, test = test, raises = raises)
 
 def planted_bugs(name, bugs):
-    """A test for each bug, and one for each guard that shows it green on a copy without a bug.
+    """A test for each guard: it turns red for each of its bugs, and is green on a copy without one.
 
-    `bug.<name>` depends on the guard's target alone, and so on what the guard depends on: a pass stays cached until the
-    row, the guard or the code below it changes. All of a guard's controls share one target, since one process can run them.
+    `bugs.<guard>` depends on the guard's target alone, and so on what the guard depends on: a pass stays cached until a
+    row, the guard or the code below it changes. Bugs of one guard share a target, since one process imports for all.
 
     Args:
         name: of the suite of all of them.
@@ -160,26 +160,22 @@ def planted_bugs(name, bugs):
     _refuse(name, None if bugs else "bugs: empty. hint: plant one")
     guards = {}
     for row in bugs:
-        _planted("bug." + row.name, "//tests/negative:bug_test.py", row.guard, row)
-        tests = guards.setdefault(row.guard, [])
-        if row.test not in tests:
-            tests.append(row.test)
-    for guard, tests in guards.items():
-        control = "control." + guard.removeprefix("//tests/").replace("/", ".").replace(":", ".")
-        _planted(control, "//tests/negative:control_test.py", guard, {"guard": guard, "tests": tests})
+        guards.setdefault(row.guard, []).append(row)
+    for guard, rows in guards.items():
+        py_test(
+            name = "bugs." + guard.removeprefix("//tests/").replace("/", ".").replace(":", "."),
+            # Torch and its libraries take seconds to import, guards wait for ranks, and a machine may be busy.
+            size = "large",
+            srcs = ["//tests/negative:guard_test.py"],
+            # As data, the guard brings its sources and wheels without becoming a part of this test.
+            data = [guard],
+            env = {
+                "PLUMBLINE_BUGS": json.encode(rows).replace("$", "$$"),
+                "PLUMBLINE_GUARD": guard,
+            },
+            deps = ["//tests/negative:planting"],
+        )
     native.test_suite(name = name)
-
-def _planted(name, src, guard, row):
-    py_test(
-        name = name,
-        # Torch and its libraries take seconds to import, and a machine may be busy.
-        size = "medium",
-        srcs = [src],
-        # As data, the guard brings its sources and wheels without becoming a part of this test.
-        data = [guard],
-        env = {"PLUMBLINE_ROW": json.encode(row).replace("$", "$$")},
-        deps = ["//tests/negative:planting"],
-    )
 
 def smoke_cells(name, srcs, cells, data = [], deps = []):
     """One py_test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.

@@ -10,6 +10,7 @@ machine with it fails before anything is collected, with an exit code of its own
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import pathlib
@@ -38,6 +39,11 @@ class BazelProtocol:
         """Makes warnings that our own modules cause errors; those of the libraries are theirs."""
         for name in OUR_OWN:
             config.addinivalue_line("filterwarnings", rf"error:::{name}\..*")
+
+    def pytest_collection_finish(self) -> None:
+        """Sets aside what was imported: no collection need walk it again."""
+        gc.freeze()
+        gc.enable()
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keeps every n-th test, where Bazel asks for shard i of n."""
@@ -159,6 +165,8 @@ def main(arguments: list[str]) -> int:
         flush=True,
     )
     protocol = BazelProtocol(seed)
+    # The torch stack is half a million objects that stay. Looking for garbage among them is an eighth of its import.
+    gc.disable()
     try:
         # Properties are checked on the same examples every time: a cached pass must mean what a fresh one means.
         import hypothesis

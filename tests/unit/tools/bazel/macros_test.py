@@ -204,25 +204,21 @@ BUG = {
 }
 
 
-def test_each_bug_is_a_target_that_runs_its_guard_and_guards_share_a_control(macros, targets) -> None:
+def test_the_bugs_of_a_guard_are_a_target_that_runs_it(macros, targets) -> None:
     defs = macros("tests/negative/step")
-    rows = [BUG, BUG | {"name": "not_summed", "test": "test_sum"}, BUG | {"name": "twice", "test": "test_sum"}]
+    other = {"name": "other", "guard": "//tests/subsystem:ranks_test"}
+    rows = [BUG, BUG | other, BUG | {"name": "twice", "test": "test_sum"}]
     defs.planted_bugs(name="step", bugs=[defs.bug(**row) for row in rows])
-    assert [target["name"] for target in targets] == [
-        "bug.off_by_one",
-        "bug.not_summed",
-        "bug.twice",
-        "control.unit.training.step_test",
-    ]
-    assert {(*target["data"],) for target in targets} == {("//tests/unit/training:step_test",)}
+    assert [target["name"] for target in targets] == ["bugs.unit.training.step_test", "bugs.subsystem.ranks_test"]
+    assert [target["data"] for target in targets] == [[BUG["guard"]], [other["guard"]]]
+    assert [target["env"]["PLUMBLINE_GUARD"] for target in targets] == [BUG["guard"], other["guard"]]
     assert {(*target["tags"],) for target in targets} == {("negative", "cpu")}
-    assert targets[0]["args"] == ["$(rootpath //tests/negative:bug_test.py)"]
-    assert "$$(first)" in targets[0]["env"]["PLUMBLINE_ROW"], "Bazel expands variables, and not in a row"
-    assert json.loads(targets[1]["env"]["PLUMBLINE_ROW"])["test"] == "test_sum"
-    assert json.loads(targets[3]["env"]["PLUMBLINE_ROW"]) == {
-        "guard": "//tests/unit/training:step_test",
-        "tests": ["test_first", "test_sum"],
-    }
+    assert targets[0]["args"] == ["$(rootpath //tests/negative:guard_test.py)"]
+    assert "$$(first)" in targets[0]["env"]["PLUMBLINE_BUGS"], "Bazel expands variables, and not in a row"
+    assert [(row["name"], row["test"]) for row in json.loads(targets[0]["env"]["PLUMBLINE_BUGS"])] == [
+        ("off_by_one", "test_first"),
+        ("twice", "test_sum"),
+    ]
 
 
 @pytest.mark.parametrize(
