@@ -54,8 +54,11 @@ def _covering(allowed: Sequence[Cell]) -> list[Cell]:
     def num_new(cell: Cell) -> int:
         return len(missing.intersection(pairs(cell)))
 
+    # Of each cell, what it would bring. Few cells bring anything, and fewer with each one that is chosen.
+    new = {cell: missing.intersection(pairs(cell)) for cell in allowed}
     while missing:
-        best = max(allowed, key=num_new)
+        new = {cell: left for cell, brings in new.items() if (left := brings & missing)}
+        best = max(new, key=lambda cell: len(new[cell]))
         for name in best.tables.features:
             larger = _cell(best, [*choices(best), (name, True)])
             if num_new(larger) > num_new(best) and is_allowed(choices(larger)):

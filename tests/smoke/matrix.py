@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, get_args, get_type_hints
 
 from tests.support.tolerances import (
@@ -211,8 +211,7 @@ class Cell:
             section, _, setting = name.partition(".")
             sections.setdefault(section, {})[setting] = value
         made = self.tables.recipes[self.recipe].config
-        types = get_type_hints(made)
-        return made(**{name: _section(types[name])(**values) for name, values in sections.items()})
+        return made(**{name: _sections(made)[name](**values) for name, values in sections.items()})
 
     @property
     def words(self) -> list[str]:
@@ -228,9 +227,13 @@ class Cell:
         return plan(self.config, self.machine)
 
 
-def _section(hint: Any) -> Any:
-    """The dataclass of a section, also of one that may be None."""
-    return next(each for each in (hint, *get_args(hint)) if each is not type(None) and isinstance(each, type))
+@cache
+def _sections(made: type[SftConfig]) -> dict[str, Any]:
+    """The dataclass of each section of a config, also of one that may be None."""
+    return {
+        name: next(each for each in (hint, *get_args(hint)) if each is not type(None) and isinstance(each, type))
+        for name, hint in get_type_hints(made).items()
+    }
 
 
 def _word(value: Any) -> str:
