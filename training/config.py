@@ -635,6 +635,15 @@ class RolloutConfig:
     sequences_per_call: int = 64
     """Completions that a rank draws at a time. Decides the memory of keys and values, and results only by rounding."""
 
+    environment: str | None = None
+    """Function or class that makes what answers the model within an episode, as module:function or file.py:function:
+    make(prompt, **columns) with a method respond(completion) that returns the next message, several, or None to end it.
+    Default: none, a completion is one turn."""
+
+    turns_max: int | None = None
+    """Turns of the model after which an episode ends, each of at most completion_tokens_max; it ends earlier where a
+    turn would not fit a sample. Default: 8. Only with environment."""
+
     engine: str | None = None
     """Address of a server that draws the completions, by OpenAI's protocol and with token ids as vLLM gives them:
     http://host:8000/v1. Default: none, the model in training draws them itself."""
@@ -656,6 +665,8 @@ class RolloutConfig:
             _above("rl.importance_max", self.importance_max, 0.0, "2 is usual; leave it out for no correction")
         for name in ("steps_per_rollout", "epochs_per_rollout", "completion_tokens_max", "sequences_per_call"):
             _at_least(f"rl.{name}", getattr(self, name), 1, "it is a count")
+        if self.turns_max is not None:
+            _at_least("rl.turns_max", self.turns_max, 1, "leave it out for the default")
         if self.overlong_tokens is not None:
             _at_least("rl.overlong_tokens", self.overlong_tokens, 1, "leave it out for no penalty")
         _above("rl.temperature", self.temperature, 0.0, "1 is usual: at 0 all completions of a group are the same")

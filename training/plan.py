@@ -18,6 +18,7 @@ from training.config import (
     DataKind,
     DpoConfig,
     GrpoConfig,
+    KlEstimator,
     KtoConfig,
     KtoSettings,
     LoraConfig,
@@ -33,6 +34,7 @@ from training.config import (
     RecipeKind,
     Resume,
     RlConfig,
+    RolloutConfig,
     SftConfig,
     ZeroStage,
 )
@@ -688,6 +690,12 @@ def _rl_refusals(config: SftConfig) -> Iterator[Refusal]:
     if rl.engine is not None and not rl.engine.startswith(("http://", "https://")):
         hint = "name where the protocol begins, usually http://host:8000/v1"
         yield Refusal("rl.engine", rl.engine or "nothing", "an address with http", hint)
+    if rl.environment is None and rl.turns_max is not None:
+        hint = "add --environment file.py:function, or leave it out"
+        yield Refusal("rl.turns_max", f"{rl.turns_max}, without environment", "somebody to answer a turn", hint)
+    if rl.environment is not None and rl.overlong_tokens is not None:
+        hint = "leave it out: which of several turns is too long, a reward may say"
+        yield Refusal("rl.overlong_tokens", f"{rl.overlong_tokens}, with environment", "a single turn", hint)
     if rl.engine_sync is not None and rl.engine is None:
         hint = "add --engine http://host:8000/v1, or leave it out"
         yield Refusal("rl.engine_sync", f"{rl.engine_sync}, without engine", "a server to give weights to", hint)
@@ -739,7 +747,8 @@ def _rl(config: SftConfig) -> RlConfig | PpoSettings | None:
     if isinstance(config, PpoConfig):
         is_open = config.rl.kl_coefficient and config.rl.kl_estimator == "auto"
         # In rewards, where no gradient goes through it, an estimate has to have no bias and nothing else.
-        return replace(config.rl, kl_estimator="k1" if is_open else config.rl.kl_estimator, engine=None)
+        kl_estimator: KlEstimator = "k1" if is_open else config.rl.kl_estimator
+        return replace(config.rl, kl_estimator=kl_estimator, engine=None, turns_max=_turns_max(config.rl))
     if not isinstance(config, GrpoConfig):
         return None
     rl = config.rl
@@ -748,7 +757,12 @@ def _rl(config: SftConfig) -> RlConfig | PpoSettings | None:
         divide_by_std=rl.advantage == "group" and rl.divide_by_std is not False,
         kl_estimator="k3" if rl.kl_coefficient and rl.kl_estimator == "auto" else rl.kl_estimator,
         engine=None,
+        turns_max=_turns_max(rl),
     )
+
+
+def _turns_max(rl: RolloutConfig) -> int | None:
+    return (rl.turns_max or 8) if rl.environment else None
 
 
 def _described_rl(rl: RlConfig | PpoSettings | None, engine: str | None) -> dict[str, str]:
@@ -769,6 +783,7 @@ def _described_rl(rl: RlConfig | PpoSettings | None, engine: str | None) -> dict
         "rollout": f"{drawn}, up to {rl.completion_tokens_max} tokens, {rl.sequences_per_call} at a "
         f"time, temperature {rl.temperature:g}, top-p {rl.top_p:g}; for {rl.steps_per_rollout} step(s), seen "
         f"{rl.epochs_per_rollout} time(s)"
+        + (f"; up to {rl.turns_max} turns with {rl.environment}" if rl.environment else "")
         + (f"; drawn by {engine}, which gets {rl.engine_sync or 'no'} new weights" if engine else ""),
         "advantage": f"{advantage}, weighed by {rl.length_normalization}; "
         f"clip {rl.clip_low:g} {rl.clip_high:g}, {kl}"

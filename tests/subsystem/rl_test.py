@@ -4,6 +4,7 @@ A reward that a tiny model can have at once: the share of digits in what it says
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from training.config import (
     RunConfig,
     ScheduleConfig,
 )
-from training.errors import EngineError, RewardError, SampleError
+from training.data.prompts import render_reply
+from training.errors import ConfigError, EngineError, RewardError, SampleError
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -49,6 +51,25 @@ def share(prompt, completion, *, of, **others):
 
 def raises(prompt, completion, *, of, **others):
     return 1 / 0
+
+class Asks:
+    # Asks for more until it has heard three turns.
+
+    def __init__(self, prompt, *, of):
+        self.heard = []
+
+    def respond(self, completion):
+        self.heard.append(completion)
+        return None if len(self.heard) == 3 else [{"role": "tool", "content": str(len(self.heard))}]
+
+class Fails(Asks):
+    def respond(self, completion):
+        return 1 / 0
+
+def heard(prompt, completion, *, of, environment, turns):
+    said = [each["content"] for each in turns if each["role"] == "assistant"]
+    assert said[-1] == completion and environment.heard == said[: len(environment.heard)]
+    return len(environment.heard) / 3 + share(prompt, "".join(said), of=of)
 """
 
 PLACES: dict[str, dict[str, Any]] = {
@@ -66,6 +87,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(directory / "base")
     write_jsonl(directory / "prompts.jsonl", [{"prompt": "say " * n, "of": "0123456789abcdef"} for n in range(1, 6)])
     (directory / "rewards.py").write_text(REWARD)
+    # An eighth of what it can say ends a turn: a random model seldom finds the one token that does.
+    shutil.copytree(directory / "base", directory / "brief")
+    (directory / "brief/generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 256, 8))}))
     return directory
 
 
@@ -338,6 +362,84 @@ def test_a_server_that_is_not_there_or_tells_no_tokens_is_an_error_with_its_addr
         f"{address}/models: <urlopen error [Errno 111] Connection refused>; expected an answer of the server that "
         "draws completions. hint: start it, or correct --engine; the run goes on from its last checkpoint"
     )
+
+
+def with_environment(folder: Path, out: str, name: str = "Asks", **changed: Any) -> Plan:
+    """Four steps of episodes with several turns."""
+    rewards = f"{folder}/rewards.py"
+    rl = {"environment": f"{rewards}:{name}", "rewards": (f"{rewards}:heard",), **changed.pop("rl", {})}
+    place = PLACES.get(changed.pop("place", ""), {})
+    return planned(folder, out, rl=rl, num_steps=4, model_path=str(folder / "brief"), **place, **changed)
+
+
+@pytest.mark.parametrize("ppo", [False, True], ids=["grpo", "ppo"])
+def test_an_environment_answers_and_only_what_the_model_said_is_learned(folder: Path, ppo: bool) -> None:
+    alone = with_environment(folder, f"turns {ppo}", ppo=ppo)
+    train(alone)
+    said, taken = completions(alone), steps(alone)
+    turns = [[turn["role"] for turn in each["turns"]] for each in said]
+    assert {len(each) for each in turns} == {1, 3, 5}, "cut off in the first turn, in the second, or not before the end"
+    assert all(each == ["assistant", "tool", "assistant", "tool", "assistant"][: len(each)] for each in turns)
+    assert taken[0]["turns_mean"] == sum(each.count("assistant") for each in turns) / 16
+    # Only where training reads what the model had read does it say the same of tokens in later turns.
+    assert taken[0]["mismatch_max"] < 1e-4
+    assert taken[0]["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert taken[0]["length_mean"] == sum(each["num_tokens"] for each in said) / 16
+    with serving(folder / "brief") as server:
+        others = [
+            with_environment(folder, f"turns {ppo} ddp", ppo=ppo, place="ddp x2", rl={"engine": server.address}),
+            *(with_environment(folder, f"turns {ppo} {place}", ppo=ppo, place=place) for place in ["fsdp x2"]),
+        ]
+        for other in others:
+            train(other)
+            assert [each["turns"] for each in completions(other)] == [each["turns"] for each in said]
+            for ours, theirs in zip(steps(other), taken, strict=True):
+                assert ours["loss"] == pytest.approx(theirs["loss"], rel=20 * RANKS_FP32_RELATIVE, abs=2e-6)
+
+
+def test_an_episode_ends_at_its_last_turn_and_where_a_turn_has_no_room(folder: Path) -> None:
+    short = with_environment(folder, "two turns", rl={"turns_max": 2})
+    train(short)
+    assert {len(each["turns"]) for each in completions(short)} == {1, 3}
+    assert not any(each["is_finished"] for each in completions(short))
+    # The longest prompt leaves room for one turn and not for two.
+    narrow = with_environment(folder, "narrow", tokens_per_sample_max=60)
+    train(narrow)
+    assert {len(each["turns"]) for each in completions(narrow) if each["where"].endswith(":5")} == {1}
+    assert {len(each["turns"]) for each in completions(narrow)} > {1}
+
+
+def test_an_environment_that_raises_is_named_with_its_line(folder: Path) -> None:
+    with pytest.raises(RewardError) as raised:
+        train(with_environment(folder, "fails", "Fails"))
+    assert re.fullmatch(
+        r".*prompts\.jsonl:\d: the environment .*rewards\.py:Fails raised ZeroDivisionError: division by zero, of the "
+        r"completion .*; expected a reply, or None to end the episode\. hint: have it reply to what it does not "
+        r"understand, so that the model can learn from that",
+        str(raised.value),
+    )
+    with pytest.raises(ConfigError) as missing:
+        train(with_environment(folder, "absent", "Absent"))
+    assert str(missing.value) == (
+        f"rl.environment: {folder}/rewards.py:Absent, which cannot be loaded (AttributeError: module "
+        "'rewards_of_rewards' has no attribute 'Absent'); expected module:function or file.py:function. hint: check "
+        "the name; paths of files start where the command was typed"
+    )
+
+
+def test_a_reply_is_what_the_template_has_between_two_turns(folder: Path) -> None:
+    """However the turn before ended."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    asked = [{"role": "user", "content": "2 + 2"}]
+    after = [{"role": "assistant", "content": "4"}, {"role": "tool", "content": "right"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*asked, *after], tokenize=False, add_generation_prompt=True)
+    for turn in ("4<|end|>", "4"):
+        ids = tokenizer(prompt + turn, add_special_tokens=False)["input_ids"]
+        ids += render_reply(tokenizer, after[1:], ended_by=ids[-1], is_chat=True)
+        assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    plain = render_reply(tokenizer, after[1:], ended_by=ids[-1], is_chat=False)
+    assert tokenizer.decode(plain) == "right"
 
 
 def test_a_policy_with_a_critic_learns(folder: Path) -> None:

@@ -83,6 +83,29 @@ def render_prompt(tokenizer: Any, sample: PromptSample, *, is_chat: bool) -> Pro
     )
 
 
+def render_reply(tokenizer: Any, messages: list[dict[str, Any]], *, ended_by: int, is_chat: bool) -> list[int]:
+    """The tokens between a turn of the assistant and its next one, in which somebody replies.
+
+    Args:
+        tokenizer: whose template renders them.
+        messages: the reply.
+        ended_by: the token with which the turn before ended; if the template ends a turn so, it is there already.
+        is_chat: False takes what messages say as it is.
+    """
+    if is_chat:
+        begun = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN}]
+        text = tokenizer.apply_chat_template([*begun, *messages], tokenize=False, add_generation_prompt=True)
+        text = text.rpartition(_TURN)[2].removeprefix(tokenizer.decode([ended_by]))
+    else:
+        text = "".join(str(each["content"]) for each in messages)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+_TURN = "\x02turn\x03"
+"""Stands for what the assistant said, in a rendering of what comes after it."""
+
+
 def _prompt(value: dict[str, Any], where: str) -> tuple[PromptSample, list[str]]:
     if "prompt" not in value:
         raise RefusedError(
@@ -103,7 +126,7 @@ def _prompt(value: dict[str, Any], where: str) -> tuple[PromptSample, list[str]]
             hint=f"end it with a message of the user, {SKIP_HINT}",
         )
     columns = {name: each for name, each in value.items() if name != "prompt"}
-    if taken := {"completion"} & columns.keys():
+    if taken := {"completion", "environment", "turns"} & columns.keys():
         raise RefusedError(
             "a column with a taken name",
             got=f"the sample has the key '{taken.pop()}', which rewards get from the model",

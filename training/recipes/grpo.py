@@ -25,8 +25,9 @@ from training.models.lora import save_adapter
 from training.plan import Plan
 from training.recipe import Running
 from training.rollout.engine import HttpEngine
+from training.rollout.episodes import Episodes
 from training.rollout.judge import RewardModel
-from training.rollout.rewards import load_rewards
+from training.rollout.rewards import load_function, load_rewards
 from training.rollout.rollouts import Rollouts
 
 
@@ -55,6 +56,8 @@ class GrpoRecipe:
         assert plan.rl is not None
         # Found now, since a mistyped name should not cost a rollout.
         load_rewards(plan.rl.rewards, RewardModel)
+        if plan.rl.environment:
+            load_function(plan.rl.environment, "rl.environment")
         file = read_prompts(path, on_bad_sample=plan.on_bad_sample)
         rendered: list[Example] = [
             render_prompt(tokenizer, each, is_chat=plan.data_kind == "chat") for each in file.samples
@@ -76,16 +79,23 @@ class GrpoRecipe:
         assert plan.rl is not None
         judge = partial(RewardModel, tokens_per_call=plan.tokens_per_rank_max, device=running.backend.device)
         engine = HttpEngine(plan.engine, at_once=plan.rl.sequences_per_call) if plan.engine else None
-        return Rollouts(
+        episodes = Episodes(
             plan,
-            examples,  # type: ignore[arg-type]  # they are those that read returned
             model=running.model,
             tokenizer=running.tokenizer,
             backend=running.backend,
-            logprobs=running.logprobs,
-            reference=_reference(plan, running) if plan.rl.kl_coefficient else None,
             rewards=load_rewards(plan.rl.rewards, judge),
             engine=engine,
+            environment=load_function(plan.rl.environment, "rl.environment") if plan.rl.environment else None,
+        )
+        return Rollouts(
+            plan,
+            examples,  # type: ignore[arg-type]  # they are those that read returned
+            episodes=episodes,
+            model=running.model,
+            backend=running.backend,
+            logprobs=running.logprobs,
+            reference=_reference(plan, running) if plan.rl.kl_coefficient else None,
             sync=partial(_sync, plan, running, engine) if engine and plan.rl.engine_sync else None,
         )
 

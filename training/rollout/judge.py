@@ -1,6 +1,7 @@
 """A reward model as a reward: the number that its head says after the conversation with the completion at its end."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,11 +52,14 @@ class RewardModel:
         loaded.model.train(mode=False).requires_grad_(requires_grad=False)
         return loaded
 
-    async def __call__(self, prompt: Any, completion: str, **others: Any) -> float:
-        """The reward; as in training, the conversation is rendered by the model's own template."""
+    async def __call__(
+        self, prompt: Any, completion: str, *, turns: Sequence[dict[str, Any]] = (), **others: Any
+    ) -> float:
+        """The reward; as in training, the conversation is rendered by the model's own template, all turns of it."""
         tokenizer = self._loaded.tokenizer
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": completion}], tokenize=False)
+        messages += turns or [{"role": "assistant", "content": completion}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
         case = _Case(torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]))
         self._waiting.append(case)
         # Whoever is first to go on finds all that have come in meanwhile.

@@ -73,23 +73,11 @@ def load_rewards(
 
 def _load(specification: str, judge: Callable[[str], Callable[..., float | Awaitable[float]]]) -> Reward:
     weight, star, named = specification.rpartition("*")
-    place, _, name = named.rpartition(":")
     try:
         scale = float(weight) if star else 1.0
         if Path(named).expanduser().is_dir():
             return Reward(named, judge(named), scale)
-        if place.endswith(".py"):
-            path = Path(place).expanduser()
-            spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        function = getattr(module, name)
-        if not callable(function):
-            raise TypeError(f"{name} is no function")
+        return Reward(named, _function(named), scale)
     except Exception as error:
         raise ConfigError(
             "rl.rewards",
@@ -97,7 +85,40 @@ def _load(specification: str, judge: Callable[[str], Callable[..., float | Await
             expected="module:function, file.py:function or a directory, with weight* in front if it is not 1",
             hint="check the name; paths of files start where the command was typed",
         ) from error
-    return Reward(named, function, scale)
+
+
+def load_function(named: str, setting: str) -> Callable[..., Any]:
+    """The function, or class, that a setting names as `module:function` or `file.py:function`.
+
+    Raises:
+        ConfigError: it cannot be found, or imported.
+    """
+    try:
+        return _function(named)
+    except Exception as error:
+        raise ConfigError(
+            setting,
+            got=f"{named}, which cannot be loaded ({type(error).__name__}: {error})",
+            expected="module:function or file.py:function",
+            hint="check the name; paths of files start where the command was typed",
+        ) from error
+
+
+def _function(named: str) -> Callable[..., Any]:
+    place, _, name = named.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place).expanduser()
+        spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    function: Callable[..., Any] = getattr(module, name)
+    if not callable(function):
+        raise TypeError(f"{name} is no function")
+    return function
 
 
 def score(rewards: Sequence[Reward], answered: Sequence[Answered], *, stops_at_error: bool) -> list[Scored]:

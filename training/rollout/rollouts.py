@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.algorithms.advantages import overlong_penalty
 from training.algorithms.algorithm import Logprobs
 from training.algorithms.grpo import ADVANTAGES, POLICY, REFERENCE, SAMPLED, token_weight
 from training.algorithms.ppo import OLD_VALUES
@@ -39,25 +38,13 @@ from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
 from training.plan import Plan
 from training.rollout.credit import credit
-from training.rollout.engine import HttpEngine
-from training.rollout.generate import Completion, Sampling, generate, stop_ids
-from training.rollout.rewards import Answered, Reward, Scored, score
+from training.rollout.episodes import Answer, Episodes, seed_of
 
 SAMPLE = "sample_D"
 """Column with the number of each completion in its rollout."""
 
 MEANS = ("ratio", "clip_fraction", "entropy", "kl", "value_loss", "value_clip_fraction")
 """Metrics of the algorithm that are means over tokens."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a rank tells the others of one completion."""
-
-    number: int
-    completion: Completion
-    text: str
-    scored: Scored
 
 
 @dataclass(frozen=True)
@@ -78,13 +65,11 @@ class Rollouts:
         plan: Plan,
         prompts: Sequence[Prompt],
         *,
+        episodes: Episodes,
         model: nn.Module,
-        tokenizer: Any,
         backend: Backend,
         logprobs: Logprobs,
         reference: Callable[[], AbstractContextManager[Logprobs]] | None,
-        rewards: Sequence[Reward],
-        engine: HttpEngine | None = None,
         sync: Callable[[int], None] | None = None,
     ) -> None:
         """Takes a model as its backend trains it.
@@ -92,19 +77,16 @@ class Rollouts:
         Args:
             plan: whose `rl` says how.
             prompts: all of them, the same on every rank.
-            model: draws the completions.
-            tokenizer: the model's.
+            episodes: gives completions with their rewards.
+            model: whose evaluation is switched on where it is asked for numbers.
             backend: what the ranks share.
             logprobs: the model's answers to an algorithm; of a model with a critic [K, 2], values beside them.
             reference: while entered, those of the reference; None if nothing asks for it.
-            rewards: what completions are judged by.
-            engine: draws the completions; None has the model do it.
-            sync: called by all ranks before each rollout, gives the engine the weights; None leaves it those it has.
+            sync: called by all ranks before each rollout, gives a server the weights; None leaves it those it has.
         """
         assert plan.rl is not None
         self.plan, self.rl = plan, plan.rl
-        self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
-        self.engine, self.sync = engine, sync
+        self.prompts, self.episodes, self.sync = prompts, episodes, sync
         self.model, self.backend, self.logprobs, self.reference = model, backend, logprobs, reference
         self.steps_per_rollout = self.rl.steps_per_rollout * self.rl.epochs_per_rollout
         self.num_samples = plan.samples_per_step * self.rl.steps_per_rollout
@@ -198,7 +180,7 @@ class Rollouts:
             self.sync(number)
         prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
         asked = [prompt for prompt in prompts for _ in range(self.group_size)]
-        answers = self._everyones_answers(asked, number)
+        answers = self.episodes.answers(asked, number)
         num_redrawn = self._redraw_uniform(number, asked, answers) if self.redraws_max else 0
         seconds = time.perf_counter() - started
         rewards = [each.scored.total for each in answers]
@@ -208,7 +190,7 @@ class Rollouts:
         if self.backend.rank == 0:
             advantages = [float(each.columns[ADVANTAGES][each.weights > 0].mean()) for each in examples]
             self._write(number * self.steps_per_rollout, asked, answers, advantages)
-        lengths = np.array([len(each.completion.token_ids) for each in answers])
+        lengths = np.array([each.is_drawn.sum() for each in answers])
         metrics = {
             "reward_mean": float(np.mean(rewards)),
             "reward_std": float(np.std(rewards, ddof=1)) if len(rewards) > 1 else 0.0,
@@ -221,8 +203,11 @@ class Rollouts:
         } | credited
         if self.redraws_max:
             metrics["groups_redrawn"] = float(num_redrawn)
-        if len(self.rewards) > 1:
-            for each in self.rewards:
+        if self.rl.environment:
+            turns = [sum(turn["role"] == "assistant" for turn in each.turns) for each in answers]
+            metrics["turns_mean"] = float(np.mean(turns))
+        if len(self.episodes.rewards) > 1:
+            for each in self.episodes.rewards:
                 metrics[f"reward {each.name}"] = float(np.mean([a.scored.each[each.name] for a in answers]))
         return Rollout(number, examples, metrics)
 
@@ -244,9 +229,9 @@ class Rollouts:
             uniform = self._uniform_groups(answers)
             if not uniform:
                 break
-            order = permutation(len(self.prompts), seed=_seed(self.plan.seed, rollout, attempt) % 2**32, epoch=0)
+            order = permutation(len(self.prompts), seed=seed_of(self.plan.seed, rollout, attempt) % 2**32, epoch=0)
             others = [self.prompts[int(order[each % len(order)])] for each in range(len(uniform))]
-            drawn = self._everyones_answers(
+            drawn = self.episodes.answers(
                 [prompt for prompt in others for _ in range(self.group_size)], rollout, attempt
             )
             for each, (group, prompt) in enumerate(zip(uniform, others, strict=True)):
@@ -272,79 +257,20 @@ class Rollouts:
         groups = [totals[first : first + self.group_size] for first in range(0, len(totals), self.group_size)]
         return [number for number, group in enumerate(groups) if len(set(group)) == 1]
 
-    def _everyones_answers(self, asked: Sequence[Prompt], *draw: int) -> list[Answer]:
-        """A scored completion for each prompt, in their order, drawn by all ranks; `draw` tells its numbers apart."""
-        mine = self._answers(asked, *draw)
-        everyone = [each for answers in self.backend.gather(mine) for each in answers]
-        return sorted(everyone, key=lambda answer: answer.number)
-
-    def _answers(self, asked: Sequence[Prompt], *draw: int) -> list[Answer]:
-        """This rank's completions, scored. Every rank calls the model as often as the others."""
-        sampling = Sampling(
-            temperature=self.rl.temperature,
-            top_p=self.rl.top_p,
-            num_tokens_max=self.rl.completion_tokens_max,
-            stop_ids=stop_ids(self.model, self.tokenizer),
-        )
-        numbers = list(range(self.backend.rank, len(asked), self.backend.num_ranks))
-        if self.engine is not None:
-            completions = self.engine.complete(
-                [asked[each].token_ids for each in numbers],
-                sampling=sampling,
-                seeds=[_seed(self.plan.seed, *draw, each) for each in numbers],
-            )
-        else:
-            completions = self._generated(asked, numbers, sampling, draw)
-        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
-        answered = [
-            Answered(asked[number].given, text, asked[number].others, asked[number].where)
-            for number, text in zip(numbers, texts, strict=True)
-        ]
-        scored = score(self.rewards, answered, stops_at_error=self.rl.on_reward_error == "stop")
-        if soft := self.rl.overlong_tokens:
-            penalties = [overlong_penalty(len(c.token_ids), self.rl.completion_tokens_max, soft) for c in completions]
-            scored = [
-                replace(each, total=each.total - penalty, each={**each.each, "overlong": -penalty})
-                for each, penalty in zip(scored, penalties, strict=True)
-            ]
-        return [Answer(*each) for each in zip(numbers, completions, texts, scored, strict=True)]
-
-    def _generated(
-        self, asked: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, draw: tuple[int, ...]
-    ) -> list[Completion]:
-        """Completions by the model in training, of the prompts with these numbers."""
-        num_ranks, at_once = self.backend.num_ranks, self.rl.sequences_per_call
-        most = -(-len(asked) // num_ranks)
-        completions: list[Completion] = []
-        for first in range(0, most, at_once):
-            here = numbers[first : first + at_once]
-            with self.backend.computing():
-                drawn = generate(
-                    self.model,
-                    # A rank that has none left keeps in step with one that is thrown away.
-                    [asked[each].token_ids for each in here or [0]],
-                    sampling=sampling,
-                    seeds=[_seed(self.plan.seed, *draw, each) for each in here or [0]],
-                    device=self.backend.device,
-                    all_done=lambda done: self.backend.sum_over_ranks(float(done)) == num_ranks,
-                )
-            completions += drawn[: len(here)]
-        return completions
-
     def _example(self, prompt: Prompt, answer: Answer) -> Example:
-        """Prompt and completion; the tokens of the completion count, the one that ended it among them."""
+        """Prompt and completion; the tokens that were drawn count, the one that ended it among them."""
         completion = answer.completion
-        num_given, num_drawn = len(prompt), len(completion.token_ids)
-        weight = token_weight(num_drawn, self.rl.length_normalization, self.rl.completion_tokens_max)
+        num_given, num_after = len(prompt), len(completion.token_ids)
+        weight = token_weight(int(answer.is_drawn.sum()), self.rl.length_normalization, self.rl.completion_tokens_max)
 
         def after_prompt(values: Any) -> NDArray[np.float32]:
-            column = np.zeros(num_given + num_drawn, dtype=np.float32)
+            column = np.zeros(num_given + num_after, dtype=np.float32)
             column[num_given:] = values
             return column
 
         return Example(
             np.concatenate([prompt.token_ids, completion.token_ids]),
-            after_prompt(weight),
+            after_prompt(weight * answer.is_drawn),
             prompt.where,
             columns={SAMPLED: after_prompt(completion.logprobs), SAMPLE: np.array([answer.number])},
         )
@@ -400,18 +326,14 @@ class Rollouts:
                     "where": prompt.where,
                     "prompt": prompt.given,
                     "completion": answer.text,
+                    **({"turns": answer.turns} if answer.turns else {}),
                     "reward": answer.scored.total,
                     "rewards": dict(answer.scored.each),
                     "advantage": advantage,
-                    "num_tokens": len(answer.completion.token_ids),
+                    "num_tokens": int(answer.is_drawn.sum()),
                     "is_finished": answer.completion.is_finished,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _seed(*numbers: int) -> int:
-    """A seed for torch that depends on all of them."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _drop_from(path: Path, step: int) -> None:

@@ -97,6 +97,12 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     ),
     (
         RlConfig,
+        "turns_max",
+        0,
+        "rl.turns_max: 0; expected a finite number of at least 1. hint: leave it out for the default",
+    ),
+    (
+        RlConfig,
         "redraws_max",
         0,
         "rl.redraws_max: 0; expected a finite number of at least 1. hint: leave it out to learn from what is drawn "

@@ -65,6 +65,7 @@ BASES = {
     },
     "grpo": replace(GRPO, rl=RlConfig(kl_coefficient=0.1), lora=LoraConfig()),
     "rloo": replace(GRPO, rl=RlConfig(advantage="rloo", importance_max=2.0)),
+    "grpo with an environment": replace(GRPO, rl=RlConfig(environment="e.py:Game")),
     "grpo by a server": replace(GRPO, rl=RlConfig(engine="http://h", engine_sync="weights")),
     "ppo": replace(PPO, rl=PpoSettings(kl_coefficient=0.1), lora=LoraConfig()),
     "kto": replace(KTO, lora=LoraConfig()),
@@ -466,6 +467,16 @@ REFUSED_FOR_GRPO: list[tuple[dict[str, Any], str]] = [
         {"model": ModelConfig("m", compile=True)},
         "model.compile: true, for grpo; expected a recipe that only trains. hint: leave it out: completions are drawn "
         "a token at a time from a cache, for which layers would be compiled anew",
+    ),
+    (
+        {"rl": RlConfig(turns_max=2)},
+        "rl.turns_max: 2, without environment; expected somebody to answer a turn. hint: add --environment "
+        "file.py:function, or leave it out",
+    ),
+    (
+        {"rl": RlConfig(environment="e.py:Game", overlong_tokens=8)},
+        "rl.overlong_tokens: 8, with environment; expected a single turn. hint: leave it out: which of several turns "
+        "is too long, a reward may say",
     ),
     (
         {"rl": RlConfig(engine="host:8000")},
