@@ -115,7 +115,7 @@ def wrong_machine() -> str | None:
     """
     if os.environ.get("PLUMBLINE_ACCELERATOR", "cpu") == "cpu":
         return None
-    from tools.devices.check import LEASED, asked_in, problem
+    from tools.devices.check import LEASED, asked_in, place, problem
     from tools.devices.detect import devices
     from tools.devices.lease import TooFewError, lease_for_this_process
 
@@ -125,7 +125,8 @@ def wrong_machine() -> str | None:
         lease_for_this_process(found)
     torch = importlib.util.find_spec("torch")
     version = pathlib.Path(torch.origin).with_name("version.py") if torch and torch.origin else None
-    return problem(asked_in(os.environ), found, os.environ.get(LEASED), version)
+    reason = problem(asked_in(os.environ), found, os.environ.get(LEASED), version)
+    return reason and reason.replace(". hint:", f"{place()}. hint:")
 
 
 def report_infrastructure(reason: str) -> int:

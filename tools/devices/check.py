@@ -21,6 +21,9 @@ FARM = "farm:"
 LEASED = "PLUMBLINE_LEASED"
 """Identities of the cards that were leased to this process, by commas; without it, all in reach are its own."""
 
+MARKER = Path("/etc/plumbline-pool")
+"""Where a worker of the local cluster says which pool it is of, and whether that is simulated."""
+
 GIB = 2**30
 
 
@@ -81,6 +84,15 @@ def problem(asked: Asked, found: list[Device], leased: str | None, torch_version
             f"{asked.accelerator}. hint: the lock of that accelerator, and the --config that picks it"
         )
     return None
+
+
+def place(marker: Path = MARKER) -> str:
+    """Where a farm has sent this test, as the end of a sentence; nothing on a machine that is no worker of ours."""
+    if not marker.is_file():
+        return ""
+    pool, *simulated = marker.read_text(encoding="utf-8").split()
+    note = ", which is simulated: it proves the route and no hardware" if simulated else ""
+    return f"; on a worker of pool {pool}{note}"
 
 
 def _field(file: Path, name: str) -> str | None:

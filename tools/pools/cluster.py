@@ -120,14 +120,14 @@ def _await(state: Path, layout: Layout, rows: list[Worker], started: float) -> i
                 said.add(name)
         if told and told.phase == "failed":
             return fail(f"{told.error}\n  hint: all logs are in {state / 'logs'}")
-        if told and told.phase == "up" and len(_registered(layout)) == len(rows):
+        if told and told.phase == "up" and len(registered(layout)) == len(rows):
             say(f"up in {time.monotonic() - started:.1f} s, at {layout.address}")
             return _report(state)
         time.sleep(0.1)
     return fail(f"not up after {UP_SECONDS_MAX} s. hint: logs are in {state / 'logs'}; ./bazelw run //tools/pools:down")
 
 
-def _registered(layout: Layout) -> dict[str, int]:
+def registered(layout: Layout) -> dict[str, int]:
     """Worker -> number of its actions, as the scheduler knows them."""
     query = (
         "select bot_id, (select count(*) from jobs where worker_name = bot_id and stage = 3) "
@@ -162,7 +162,7 @@ def _report(state: Path) -> int:
     if told is None:
         return fail(f"no cluster runs in {state}. hint: ./bazelw run //tools/pools:up")
     layout, rows = described(state)
-    found = _registered(layout)
+    found = registered(layout)
     minutes = (time.time() - told.started_at) / 60
     print(f"cluster   {layout.address}, {told.phase} for {minutes:.0f} min, in {state}")
     print(f"{'pool':<16} {'workers':>7} {'slots':>6} {'busy':>5}")
@@ -253,7 +253,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--cpus", type=int, default=os.cpu_count() or 1, help="actions of the cpu's at a time (default: %(default)s)"
     )
     parser.add_argument(
-        "--store-gib", type=int, default=20, help="what is used least goes beyond it (default: %(default)s)"
+        "--store-gib", type=float, default=20, help="what is used least goes beyond it (default: %(default)s)"
     )
     parser.add_argument("--remove", action="store_true", help="check: remove what is damaged")
     arguments = parser.parse_args(words)

@@ -8,25 +8,38 @@ _MARKER = "/etc/plumbline-pool"
 def _route_impl(ctx):
     came = ctx.actions.declare_file(ctx.label.name + ".txt")
     ctx.actions.run_shell(
+        inputs = [ctx.file._input],
         outputs = [came],
-        arguments = [ctx.attr.pool, _MARKER, came.path],
+        arguments = [ctx.attr.pool, _MARKER, came.path, str(ctx.attr.seconds), ctx.file._input.path],
         command = """\
+sleep "$4"
+cmp "$5" "$5"
 if read -r pool < "$2" && [ "$pool" = "$1" ]; then cat "$2" > "$3"; exit; fi
 echo "came to ${pool:-a machine without $2, so none of a pool}; expected pool $1. hint: --config=remote, and ./bazelw run //tools/pools:up" >&2
 exit 1
 """,
         mnemonic = "Route",
         progress_message = "Going to pool " + ctx.attr.pool,
+        # Another value of a variable is another action, so that a drill meets no result of the one before.
+        use_default_shell_env = True,
     )
     return [DefaultInfo(files = depset([came]))]
 
 _route = rule(
     implementation = _route_impl,
-    attrs = {"pool": attr.string(mandatory = True)},
+    attrs = {
+        "pool": attr.string(mandatory = True),
+        "seconds": attr.int(doc = "How long it stays there."),
+        "_input": attr.label(
+            allow_single_file = True,
+            default = "//tools/pools:requirements_lock.txt",
+            doc = "Something that has to be uploaded.",
+        ),
+    },
 )
 
 def routes(name):
-    """`<name>.<pool>` for each pool, `<name>` for all, and `<name>.nowhere`, which a cluster has to refuse.
+    """`<name>.<pool>` for each pool, `<name>` for all; `<name>.nowhere`, which a cluster has to refuse, and `<name>.slow`.
 
     Args:
         name: of the filegroup of all.
@@ -39,6 +52,13 @@ def routes(name):
             # Anywhere but on a cluster it fails.
             tags = ["manual"],
         )
+    _route(
+        name = name + ".slow",
+        exec_properties = {"Pool": "gpu-amd"},
+        pool = "gpu-amd",
+        seconds = 8,
+        tags = ["manual"],
+    )
     native.filegroup(
         name = name,
         srcs = [":{}.{}".format(name, pool) for pool in pools()],

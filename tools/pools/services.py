@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.devices.check import MARKER
+
 SOCKET_PATH_MAX = 107
 """Characters that the kernel has room for."""
-
-MARKER = "/etc/plumbline-pool"
-"""The file in which an action finds the name of its worker's pool."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Layout:
     state: Path
     """What the cluster writes below."""
     port: int
-    store_gib: int
+    store_gib: float
     """What is used least goes when the store is larger."""
 
     @property
@@ -253,7 +252,7 @@ def services(layout: Layout) -> list[Service]:
     casd = [
         layout.program("buildbox-casd"),
         f"--bind=unix:{layout.socket('casd')}",
-        f"--quota-high={layout.store_gib}G",
+        f"--quota-high={int(layout.store_gib * 1024)}M",
         "--quota-low=75%",
         "--log-level=warning",
         str(layout.store),
@@ -283,7 +282,7 @@ def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, s
         worker: which.
         mounts: paths of this machine and where an action finds them, beside its inputs and nothing else.
     """
-    binds = [*mounts, (str(layout.state / f"pool-{worker.pool}"), MARKER)]
+    binds = [*mounts, (str(layout.state / f"pool-{worker.pool}"), str(MARKER))]
     return Service(
         worker.name,
         [

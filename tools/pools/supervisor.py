@@ -123,7 +123,7 @@ class Supervisor:
                 self._start(service)
             self._tell(phase="up")
             while not self.stopping:
-                time.sleep(0.2)
+                time.sleep(0.05)
                 self._watch()
         except Exception as error:
             # Whoever asked for the cluster reads it there; in the background nobody sees a traceback.
@@ -197,6 +197,9 @@ class Supervisor:
                 continue
             self._kill_group(process)
             if service.name == "casd":
+                # Actions read their files through it: they would fail, as if the fault were theirs.
+                for worker in self.workers:
+                    self._kill_group(self.running[worker.name])
                 self._unmount()
             # Not at once: what a service needs may be on its way up again as well.
             time.sleep(0.5)

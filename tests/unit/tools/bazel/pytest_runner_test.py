@@ -68,7 +68,7 @@ def test_a_test_on_a_machine_without_its_cards_is_a_failure_of_the_infrastructur
     result = run(
         "passes", **ASKS, PATH=path, PLUMBLINE_LEASES=str(tmp_path), TEST_INFRASTRUCTURE_FAILURE_FILE=str(said)
     )
-    reason = "cards: 1 of gpu-nvidia; expected 2 or more."
+    reason = "cards: 1 of gpu-nvidia; expected 2 or more"
     assert result.code == EXIT_CODE, result.output
     assert f"infrastructure, not the code: {reason}" in result.output
     assert said.read_text().startswith(reason)

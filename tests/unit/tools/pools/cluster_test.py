@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tools.devices.check import MARKER, place
 from tools.pools import cluster, supervisor
 from tools.pools.services import (
-    MARKER,
     Layout,
     Service,
     Worker,
@@ -77,7 +77,9 @@ def test_what_was_started_can_be_read_again(layout: Layout) -> None:
     write_configurations(layout, rows, "")
     assert described(layout.state) == (layout, rows)
     assert (layout.state / "pool-cpu").read_text() == "cpu\n"
-    assert (layout.state / "pool-gpu-intel").read_text() == "gpu-intel\nsimulated\n"
+    assert place(layout.state / "pool-cpu") == "; on a worker of pool cpu"
+    assert place(layout.state / "pool-gpu-intel").startswith("; on a worker of pool gpu-intel, which is simulated: ")
+    assert place(layout.state / "pool-of-none") == ""
 
 
 def test_an_action_sees_programs_and_the_interpreter_and_no_home(tmp_path: Path) -> None:

@@ -1,0 +1,288 @@
+"""`./bazelw run //tools/pools:faults`: breaks a cluster of its own in each known way, and says what came of it.
+
+It is a command and no test: a cluster needs /dev/fuse and a download, and builds on it need a Bazel beside the one that
+would run the test. The cluster has another port and directory than the one of `up`, so that one may go on running.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.pools import cluster, supervisor
+from tools.pools.engine import cache
+from tools.pools.services import Layout, described
+
+PORT = 50163
+POOLS = "cpu,gpu-amd"
+SLOW, PLAIN = (f"//tools/pools:routes.{name}" for name in ("slow", "cpu"))
+NOWHERE, NOT_STARTED = (f"//tools/pools:routes.{name}" for name in ("nowhere", "gpu-intel"))
+SECONDS_MAX = 180
+REMOTE_ERROR = 34
+"""Bazel's exit code for a farm that fails."""
+
+
+class DrillError(Exception):
+    """What came of a fault is not what should."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build on the cluster, ended."""
+
+    code: int
+    output: str
+    seconds: float
+
+    def expect(self, code: int, *texts: str) -> "Build":
+        """This build, if it ended so and said so.
+
+        Raises:
+            DrillError: it did not.
+        """
+        missing = [text for text in texts if text not in self.output]
+        if self.code != code or missing:
+            raise DrillError(f"exit {self.code}, expected {code}; not said: {missing}; said:\n{self.output[-1500:]}")
+        return self
+
+
+class Drill:
+    """A cluster to break, and a Bazel that builds on it."""
+
+    def __init__(self, state: Path) -> None:
+        """Starts nothing."""
+        self.arguments = cluster.parse(
+            ["up", "--state", str(state), "--port", str(PORT), "--pools", POOLS, "--cpus", "1"]
+        )
+        self.state: Path = self.arguments.state
+        self.token = 0
+
+    @property
+    def layout(self) -> Layout:
+        """Of the running cluster."""
+        return described(self.state)[0]
+
+    def start(self, target: str, *options: str, place: str = "remote", port: int = PORT) -> "subprocess.Popen[str]":
+        """A build of what no one has built yet."""
+        self.token += 1
+        fresh = f"--action_env=PLUMBLINE_DRILL={os.getpid()}.{self.token}"
+        where = {
+            "remote": f"--remote_executor=grpc://127.0.0.1:{port}",
+            "cache": f"--remote_cache=grpc://127.0.0.1:{port}",
+        }
+        command = [
+            str(cluster.workspace() / "bazelw"),
+            "build",
+            f"--config={place}",
+            where[place],
+            fresh,
+            *options,
+            target,
+        ]
+        command += ["--curses=no", "--color=no", "--noshow_progress"]
+        return subprocess.Popen(
+            command, cwd=cluster.workspace(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def end(self, started: "subprocess.Popen[str]", since: float) -> Build:
+        """What came of it."""
+        try:
+            output, _ = started.communicate(timeout=SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            started.send_signal(signal.SIGINT)
+            raise DrillError(f"still building after {SECONDS_MAX} s") from None
+        return Build(started.returncode, output, time.monotonic() - since)
+
+    def build(self, target: str, *options: str, place: str = "remote", port: int = PORT) -> Build:
+        """A build from start to end."""
+        since = time.monotonic()
+        return self.end(self.start(target, *options, place=place, port=port), since)
+
+    def kill(self, service: str, number: int) -> Build:
+        """The slow build, in whose middle a service gets a signal."""
+        since = time.monotonic()
+        started = self.start(SLOW)
+        while not cluster.registered(self.layout).get("worker-gpu-amd"):
+            if started.poll() is not None or time.monotonic() - since > SECONDS_MAX:
+                raise DrillError(f"it never came to its worker:\n{self.end(started, since).output[-1500:]}")
+            time.sleep(0.1)
+        time.sleep(2)
+        os.kill(self.service(service), number)
+        return self.end(started, since)
+
+    def service(self, name: str) -> int:
+        """The process of a service."""
+        told = supervisor.read(self.state)
+        assert told is not None
+        return told.services[name]["pid"]
+
+    def settle(self) -> None:
+        """Waits until every pool has its worker again."""
+        since = time.monotonic()
+        while len(cluster.registered(self.layout)) < len(POOLS.split(",")):
+            if time.monotonic() - since > 90:
+                raise DrillError("the cluster is not whole again after 90 s")
+            time.sleep(0.5)
+
+
+def killed(service: str, number: int) -> Callable[[Drill], str]:
+    """The fault that a service dies in the middle of an action: the build has to end well all the same."""
+
+    def fault(drill: Drill) -> str:
+        build = drill.kill(service, number).expect(0)
+        return f"green in {build.seconds:.0f} s"
+
+    return fault
+
+
+def nowhere(drill: Drill) -> str:
+    """A pool that no table names."""
+    build = drill.build(NOWHERE).expect(REMOTE_ERROR, "('Pool', 'nowhere')")
+    return f"refused by name in {build.seconds:.0f} s, of which the cluster has {_critical(build)}"
+
+
+def not_started(drill: Drill) -> str:
+    """A pool of the table that this cluster lacks."""
+    build = drill.build(NOT_STARTED).expect(REMOTE_ERROR, "('Pool', 'gpu-intel')")
+    return f"refused by name in {build.seconds:.0f} s, of which the cluster has {_critical(build)}"
+
+
+def _critical(build: Build) -> str:
+    return build.output.partition("Critical Path: ")[2].partition("\n")[0]
+
+
+def no_server(drill: Drill) -> str:
+    """Nothing answers where the farm should be. With retries, Bazel 7.7 waits for minutes and says nothing."""
+    build = drill.build(PLAIN, "--remote_retries=0", port=1).expect(REMOTE_ERROR, "UNAVAILABLE: io exception")
+    return f"refused in {build.seconds:.0f} s, and nothing ran here instead"
+
+
+def no_cache(drill: Drill) -> str:
+    """Nothing answers where the cache should be: what is built here does without."""
+    build = drill.build("//tools/pools:requirements.in", place="cache", port=1).expect(0)
+    return f"green in {build.seconds:.0f} s, built here"
+
+
+def missing(drill: Drill) -> str:
+    """Every stored object is gone while Bazel believes that it is there."""
+    drill.build(PLAIN).expect(0)
+    for file in cluster.objects(drill.layout.store):
+        # Bazel takes for granted that everybody has the empty one.
+        if file.stat().st_size:
+            file.unlink()
+    build = drill.build(SLOW).expect(0)
+    return f"uploaded again, green in {build.seconds:.0f} s"
+
+
+def damaged(drill: Drill) -> str:
+    """A stored object has other bytes of the same length."""
+    drill.build(PLAIN).expect(0)
+    file = max(cluster.objects(drill.layout.store), key=lambda each: each.stat().st_size)
+    file.chmod(0o644)
+    file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
+    if cluster.check(cluster.parse(["check", "--state", str(drill.state)])) == 0:
+        raise DrillError("not found")
+    cluster.check(cluster.parse(["check", "--state", str(drill.state), "--remove"]))
+    build = drill.build(SLOW).expect(0)
+    return f"found and removed by :check, green again in {build.seconds:.0f} s"
+
+
+def slow_network(drill: Drill) -> str:
+    """Each packet between Bazel and the cluster takes 200 ms longer, both ways."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_serve, args=(listener, 0.2), daemon=True).start()
+        build = drill.build(PLAIN, port=listener.getsockname()[1]).expect(0)
+    return f"green in {build.seconds:.0f} s"
+
+
+def _serve(listener: socket.socket, delay: float) -> None:
+    while True:
+        try:
+            near, _ = listener.accept()
+        except OSError:
+            return  # The drill is over.
+        far = socket.create_connection(("127.0.0.1", PORT))
+        for source, target in ((near, far), (far, near)):
+            threading.Thread(target=_carry, args=(source, target, delay), daemon=True).start()
+
+
+def _carry(source: socket.socket, target: socket.socket, delay: float) -> None:
+    try:
+        while data := source.recv(65536):
+            time.sleep(delay)
+            target.sendall(data)
+    except OSError:
+        pass
+    finally:
+        target.close()
+
+
+def restarted(drill: Drill) -> str:
+    """The whole cluster is stopped and started again: what was built before is not built again."""
+    drill.build(PLAIN).expect(0)
+    cluster.down(drill.arguments)
+    cluster.up(drill.arguments)
+    drill.token -= 1
+    (cluster.workspace() / "bazel-bin/tools/pools/routes.cpu.txt").unlink()
+    build = drill.build(PLAIN).expect(0, "1 remote cache hit")
+    return f"a hit in the cache in {build.seconds:.0f} s"
+
+
+FAULTS: dict[str, tuple[str, Callable[[Drill], str]]] = {
+    "nowhere": ("a pool that no table names", nowhere),
+    "not-started": ("a pool of the table without a worker", not_started),
+    "worker-killed": ("worker killed in the middle of an action", killed("worker-gpu-amd", signal.SIGKILL)),
+    "worker-stopped": ("worker told to end in the middle of an action", killed("worker-gpu-amd", signal.SIGTERM)),
+    "scheduler-killed": ("BuildGrid killed in the middle of an action", killed("buildgrid", signal.SIGKILL)),
+    "queue-killed": ("PostgreSQL killed in the middle of an action", killed("postgresql", signal.SIGQUIT)),
+    "store-killed": ("casd killed in the middle of an action", killed("casd", signal.SIGKILL)),
+    "door-killed": ("nginx killed in the middle of an action", killed("nginx", signal.SIGKILL)),
+    "restarted": ("cluster stopped and started", restarted),
+    "missing": ("every stored object gone", missing),
+    "damaged": ("a stored object with other bytes", damaged),
+    "slow-network": ("200 ms more each way", slow_network),
+    "no-server": ("no cluster, `--config=remote --remote_retries=0`", no_server),
+    "no-cache": ("no cache, `--config=cache`", no_cache),
+}
+
+
+def main(names: list[str]) -> int:
+    """Prints a table of faults and outcomes; fails if one is not as expected."""
+    if unknown := [name for name in names if name not in FAULTS]:
+        print(f"faults: {', '.join(unknown)}; expected some of {', '.join(FAULTS)}", file=sys.stderr)
+        return 2
+    cache().mkdir(parents=True, exist_ok=True)
+    state = Path(tempfile.mkdtemp(prefix="drill-", dir=cache()))
+    drill, rows, failures = Drill(state), [], 0
+    try:
+        if cluster.up(drill.arguments):
+            return cluster.UNAVAILABLE
+        for name in names or FAULTS:
+            what, fault = FAULTS[name]
+            print(f"faults: {name}", flush=True)
+            try:
+                outcome = fault(drill)
+                drill.settle()
+            except DrillError as error:
+                failures += 1
+                outcome = f"**not as expected**: {str(error).splitlines()[0]}"
+                print(error, file=sys.stderr, flush=True)
+            rows.append(f"| {what} | {outcome} |")
+            print(rows[-1], flush=True)
+    finally:
+        cluster.down(drill.arguments)
+        shutil.rmtree(state, ignore_errors=True)
+    print("\n".join(["", "| fault | outcome |", "|---|---|", *rows]))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
