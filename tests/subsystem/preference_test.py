@@ -245,6 +245,15 @@ def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhe
         ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
         assert got == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
     assert sum(one > other for one, other in zip(said[:8], said[8:], strict=True)) >= 7
+    turns = [
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "4"},
+    ]
+    whole = [{"role": "user", "content": "2 + 2?"}, *turns]
+    ids = tokenizer.apply_chat_template(whole, return_tensors="pt", return_dict=True)["input_ids"]
+    got = asyncio.run(judge("2 + 2?", "4", turns=turns, environment=None))
+    assert got == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32), "of an episode all turns"
     with pytest.raises(ModelError, match=r"lacks 1 weights, among them score\.weight"):
         asyncio.run(RewardModel(str(tmp_path / "base"))("2 + 2?", "4"))
 
