@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+
+from tools.bench.rounds import ratios, spread, turns
 
 PACKAGE = "//tests/benchmark/hermetic"
 CONTENDERS = {"empty": "no dependency", "torch_stack": "torch + transformers + peft + deepspeed"}
@@ -46,13 +48,9 @@ def seconds(bazel: str, workspace: str, contender: str) -> float:
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Minimum, median and maximum of each contender's seconds and of the ratios pair by pair, by title."""
-    ratios = [heavy / light for light, heavy in zip(times["empty"], times["torch_stack"], strict=True)]
-
-    figures = {f"{CONTENDERS[name]}, seconds": values for name, values in times.items()} | {"ratio": ratios}
-    return {
-        title: {"min": min(values), "median": statistics.median(values), "max": max(values)}
-        for title, values in figures.items()
-    }
+    figures = {f"{CONTENDERS[name]}, seconds": values for name, values in times.items()}
+    figures["ratio"] = ratios(times["torch_stack"], against=times["empty"])
+    return {title: asdict(spread(values)) for title, values in figures.items()}
 
 
 def main() -> int:
@@ -64,12 +62,11 @@ def main() -> int:
     workspace = os.environ["BUILD_WORKSPACE_DIRECTORY"]
     bazel = str(pathlib.Path(workspace, "bazelw"))
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for round_number in range(arguments.rounds + 1):
-        for name in CONTENDERS:
-            taken = seconds(bazel, workspace, name)
-            print(f"round {round_number}{' (warm-up)' if not round_number else ''}: {name} {taken:.2f} s", flush=True)
-            if round_number:
-                times[name].append(taken)
+    for round_number, name in turns(list(CONTENDERS), num_rounds=arguments.rounds):
+        taken = seconds(bazel, workspace, name)
+        print(f"round {round_number}{' (warm-up)' if not round_number else ''}: {name} {taken:.2f} s", flush=True)
+        if round_number:
+            times[name].append(taken)
     result = summary(times)
     for name, values in result.items():
         figures = "  ".join(f"{label} {value:.2f}" for label, value in values.items())
