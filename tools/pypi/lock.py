@@ -66,6 +66,11 @@ LOCKS = {
     ),
     # No wheel of a target: the local cluster installs it by itself.
     "pools": Lock("tools/pools/requirements.in", "tools/pools/requirements_lock.txt"),
+    "peers": Lock(
+        "tests/benchmark/speed/requirements.in",
+        "tests/benchmark/speed/requirements_lock.txt",
+        base="requirements_lock.txt",
+    ),
     "harness": Lock(
         "tests/benchmark/harness/requirements.in",
         "tests/benchmark/harness/requirements_lock.txt",

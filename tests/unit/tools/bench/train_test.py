@@ -1,0 +1,73 @@
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools.bench import train
+from tools.bench.train import Case, DisagreeError, Go, go, rows, table
+
+SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"})
+CASE = Case("two ways", {"plain": ("a",), "ours": ("b",)}, "tokens", speed_min=2.0, memory_max=0.5)
+
+
+def contested(**changed: float) -> dict[str, list[Go]]:
+    ours = replace(SLOW, **({"cpu_seconds": 1.0, "bytes": 400} | changed))  # type: ignore[arg-type]  # of each field's own type
+    return {"plain": [SLOW] * 3, "ours": [ours] * 3}
+
+
+def test_speed_is_work_by_processor_second_and_ratios_are_to_the_first() -> None:
+    plain, ours = rows("case", CASE, contested())
+    assert (plain.speed.median, plain.speed_ratio.median, plain.memory_ratio.median) == (50, 1, 1)
+    assert (ours.speed.median, ours.speed_ratio.median, ours.memory_ratio.median) == (100, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "target"),
+    [
+        ({}, "met"),
+        ({"cpu_seconds": 1.01}, "speed below 2.00"),
+        ({"bytes": 401}, "memory above 0.50"),
+        ({"cpu_seconds": 2.0, "bytes": 800}, "speed below 2.00, memory above 0.50"),
+    ],
+    ids=["met", "speed", "memory", "both"],
+)
+def test_a_missed_target_is_named(changed: dict[str, float], target: str) -> None:
+    plain, ours = rows("case", CASE, contested(**changed))
+    assert (plain.target, ours.target) == ("", target), "it is the second that has targets"
+    assert (plain.misses, ours.misses) == (False, target != "met")
+    assert table([ours]).endswith(f" {target} |")
+
+
+def test_contenders_that_do_other_work_are_not_compared() -> None:
+    with pytest.raises(DisagreeError, match=r"case: ours comes to 1.6, plain to 1.5; expected the same within 0.0001"):
+        rows("case", CASE, contested(check=1.6))
+    rows("case", CASE, contested(check=1.50001))
+
+
+def contender(place: Path, text: str) -> None:
+    program = place / "a"
+    program.write_text(f"#!{sys.executable}\n{text}\n")
+    program.chmod(0o755)
+
+
+def test_the_last_line_of_a_contender_is_what_it_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "PACKAGE", tmp_path)
+    line = json.dumps({"amount": 1, "cpu_seconds": 2, "seconds": 3, "bytes": 4, "check": 5, "versions": {}})
+    contender(tmp_path, f"import sys; print('chatter'); assert sys.argv[1:] == ['way']; print({line!r})")
+    assert go(["a", "way"]) == Go(1, 2, 3, 4, 5, {})
+
+
+def test_a_contender_that_fails_ends_the_run_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "PACKAGE", tmp_path)
+    contender(tmp_path, "raise SystemExit('no such shape')")
+    with pytest.raises(SystemExit, match=r"a way failed \(1\):\nno such shape"):
+        go(["a", "way"])
+
+
+def test_every_case_has_a_program_for_each_contender() -> None:
+    for name, case in train.CASES.items():
+        assert len(case.contenders) > 1, name
+        for words in case.contenders.values():
+            assert Path(f"tests/benchmark/speed/{words[0]}.py").is_file(), f"{name}: {words}"
