@@ -129,7 +129,15 @@ class Warm:
         }
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return bool(json.loads(self._process.stdout.readline()))
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise WrongError(
+                "warm.py",
+                got=f"it has ended with {self._process.wait()}",
+                expected="an answer",
+                hint="what it says of an import is in this test's own output",
+            )
+        return bool(json.loads(answer))
 
     def __enter__(self) -> "Warm":
         return self

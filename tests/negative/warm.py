@@ -10,6 +10,7 @@ library only; our own modules must not be imported here.
 
 import ast
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -40,9 +41,12 @@ def imports(file: Path) -> Iterator[str]:
 def import_libraries(folder: Path) -> None:
     """Imports what the files below a folder import; what cannot be is the programs' to complain of."""
     statements = {each for file in sorted(folder.rglob("*.py")) for each in imports(file)}
+    gc.disable()  # As the runner does, and for its reason.
     for statement in sorted(statements):
         with contextlib.suppress(ImportError), warnings.catch_warnings(action="ignore"):
             exec(statement, {})
+    gc.freeze()
+    gc.enable()
 
 
 def become(run: dict[str, Any]) -> NoReturn:

@@ -41,7 +41,7 @@ class BazelProtocol:
             config.addinivalue_line("filterwarnings", rf"error:::{name}\..*")
 
     def pytest_collection_finish(self) -> None:
-        """Sets aside what was imported: no collection need walk it again."""
+        """Sets aside what was imported: no search for garbage need walk it again."""
         gc.freeze()
         gc.enable()
 

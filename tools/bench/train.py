@@ -50,7 +50,7 @@ CASES = {
         "tokens",
         speed_min=0.97,
     )
-    for shape in ("5M", "5M, vocabulary of 32k", "25M")
+    for shape in ("5M", "9M, vocabulary of 32k", "25M")
 } | {
     "chat 5M": Case(
         "SFT of a Llama of 5M on ragged conversations, from the file to the last step",
@@ -105,6 +105,7 @@ class Row:
 
     case: str
     contender: str
+    unit: str
     speed: Spread
     speed_ratio: Spread
     bytes: Spread
@@ -164,7 +165,7 @@ def rows(name: str, case: Case, goes: dict[str, list[Go]]) -> list[Row]:
                 missed.append(f"memory above {case.memory_max:.2f}")
             target = ", ".join(missed) or "met"
         speed, held = spread([one.speed for one in each]), spread([one.bytes for one in each])
-        made.append(Row(name, contender, speed, speed_ratio, held, memory_ratio, target))
+        made.append(Row(name, contender, case.unit, speed, speed_ratio, held, memory_ratio, target))
     return made
 
 
@@ -177,8 +178,7 @@ def table(made: Sequence[Row]) -> str:
     """As Markdown."""
     lines = ["| case | contender | per processor second | × | MB | × | target |", "|---|---|---|---|---|---|---|"]
     for row in made:
-        unit = CASES[row.case].unit if row.case in CASES else ""
-        cells = [row.case, row.contender, f"{said(row.speed.median)} {unit}".rstrip()]
+        cells = [row.case, row.contender, f"{said(row.speed.median)} {row.unit}"]
         cells += ["{median:.2f} ({min:.2f} to {max:.2f})".format(**asdict(row.speed_ratio))]
         cells += [f"{row.bytes.median / 1e6:,.0f}", f"{row.memory_ratio.median:.2f}", row.target]
         lines.append(f"| {' | '.join(cells)} |")

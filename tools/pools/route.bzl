@@ -5,6 +5,9 @@ load("//tools/bazel:accelerators.bzl", "pools")
 # Where a worker of ours writes the name of its pool; tools/pools/services.py names the same.
 _MARKER = "/etc/plumbline-pool"
 
+# Anywhere but on a cluster they fail.
+_MANUAL = ["manual"]
+
 def _route_impl(ctx):
     came = ctx.actions.declare_file(ctx.label.name + ".txt")
     ctx.actions.run_shell(
@@ -49,18 +52,17 @@ def routes(name):
             name = "{}.{}".format(name, pool),
             exec_properties = {"Pool": pool},
             pool = pool,
-            # Anywhere but on a cluster it fails.
-            tags = ["manual"],
+            tags = _MANUAL,
         )
     _route(
         name = name + ".slow",
         exec_properties = {"Pool": "gpu-amd"},
         pool = "gpu-amd",
         seconds = 8,
-        tags = ["manual"],
+        tags = _MANUAL,
     )
     native.filegroup(
         name = name,
         srcs = [":{}.{}".format(name, pool) for pool in pools()],
-        tags = ["manual"],
+        tags = _MANUAL,
     )

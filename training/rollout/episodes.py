@@ -109,13 +109,13 @@ class Episodes:
         self.rewards, self.engine, self.environment = rewards, engine, environment
         self.turns_max = plan.rl.turns_max or 1
 
-    def answers(self, asked: Sequence[Prompt], *draw: int) -> list[Answer]:
-        """A scored completion for each prompt, in their order, on every rank; `draw` tells this draw from others."""
-        everyone = [each for answers in self.backend.gather(self._mine(asked, draw)) for each in answers]
+    def answers(self, asked: Sequence[Prompt], rollout: int, attempt: int = 0) -> list[Answer]:
+        """A scored completion for each prompt, in their order, on every rank; draws of further attempts are others."""
+        everyone = [each for answers in self.backend.gather(self._mine(asked, rollout, attempt)) for each in answers]
         return sorted(everyone, key=lambda answer: answer.number)
 
-    def _mine(self, asked: Sequence[Prompt], draw: tuple[int, ...]) -> list[Answer]:
-        episodes = list(self._played(asked, draw))
+    def _mine(self, asked: Sequence[Prompt], rollout: int, attempt: int) -> list[Answer]:
+        episodes = list(self._played(asked, rollout, attempt))
         texts = [self._last_text(each) for each in episodes]
         answered = [
             Answered(each.prompt.given, text, self._columns(each), each.prompt.where)
@@ -156,7 +156,7 @@ class Episodes:
             return str(episode.turns[-1]["content"])
         return str(self.tokenizer.decode(episode.token_ids, skip_special_tokens=True))
 
-    def _played(self, asked: Sequence[Prompt], draw: tuple[int, ...]) -> Iterator[_Episode]:
+    def _played(self, asked: Sequence[Prompt], rollout: int, attempt: int) -> Iterator[_Episode]:
         """This rank's episodes. Every rank calls the model as often as the others."""
         sampling = Sampling(
             temperature=self.rl.temperature,
@@ -179,8 +179,7 @@ class Episodes:
                     break
                 said = self._completions(
                     [each.so_far for each in active],
-                    # Of a first turn by the episode's number alone, as without an environment.
-                    [seed_of(self.plan.seed, *draw, each.number, *[turn] * (turn > 0)) for each in active],
+                    [seed_of(self.plan.seed, rollout, each.number, attempt=attempt, turn=turn) for each in active],
                     sampling,
                     filler=asked[0].token_ids,
                 )
@@ -257,6 +256,8 @@ class Episodes:
         )
 
 
-def seed_of(*numbers: int) -> int:
-    """A seed for torch that depends on all of them."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def seed_of(*numbers: int, attempt: int = 0, turn: int = 0) -> int:
+    """A seed for torch that depends on all of them; that of a first turn of a first attempt on the numbers alone."""
+    # As a key: numbers are filled up with zeros, so that (1, 2) and (1, 2, 0) have one seed.
+    key = (attempt, turn) if attempt or turn else ()
+    return int(np.random.SeedSequence(numbers, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -61,12 +61,13 @@ class RewardModel:
         messages += turns or [{"role": "assistant", "content": completion}]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         case = _Case(torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        self._waiting.append(case)
-        # Whoever is first to go on finds all that have come in meanwhile.
+        together = self._waiting
+        together.append(case)
+        # Whoever is first to go on judges all that have come in meanwhile. If that fails, it does so for each of them.
         await asyncio.sleep(0)
         if case.verdict is None:
-            cases, self._waiting = self._waiting, []
-            self._judge(cases)
+            self._waiting = []
+            self._judge(together)
         assert case.verdict is not None
         return case.verdict
 

@@ -229,7 +229,8 @@ class Rollouts:
             uniform = self._uniform_groups(answers)
             if not uniform:
                 break
-            order = permutation(len(self.prompts), seed=seed_of(self.plan.seed, rollout, attempt) % 2**32, epoch=0)
+            seed = seed_of(self.plan.seed, rollout, attempt=attempt) % 2**32
+            order = permutation(len(self.prompts), seed=seed, epoch=0)
             others = [self.prompts[int(order[each % len(order)])] for each in range(len(uniform))]
             drawn = self.episodes.answers(
                 [prompt for prompt in others for _ in range(self.group_size)], rollout, attempt

@@ -26,7 +26,7 @@ from training.models.tiny import tiny_model, tiny_tokenizer
 
 SHAPES: dict[str, dict[str, int]] = {
     "5M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "vocab_size": 2048},
-    "5M, vocabulary of 32k": {
+    "9M, vocabulary of 32k": {
         "hidden_size": 128,
         "intermediate_size": 344,
         "num_hidden_layers": 4,

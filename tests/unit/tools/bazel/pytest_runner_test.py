@@ -1,5 +1,6 @@
 """Runs planted targets, built by the real macro, as Bazel would, and reads what they report."""
 
+import gc
 import os
 import pathlib
 import subprocess
@@ -167,3 +168,8 @@ def test_the_seed_is_printed_with_the_command_that_replays_it(run) -> None:
     result = run("passes", PLUMBLINE_SEED="7")
     assert result.code == 0
     assert "seed 7; replay: ./bazelw test //planted:passes --test_env=PLUMBLINE_SEED=7" in result.output
+
+
+def test_garbage_is_looked_for_while_tests_run_and_not_among_what_was_imported() -> None:
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 10_000

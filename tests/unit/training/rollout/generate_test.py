@@ -1,5 +1,6 @@
 """Completions are drawn from the model, by their own seed alone, and have the log-probabilities of training."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from training.data.batch import Microbatch
 from training.models.forward import logprobs
 from training.models.lora import add_adapter
 from training.models.tiny import Architecture, tiny_model, tiny_tokenizer
+from training.rollout.episodes import seed_of
 from training.rollout.generate import Completion, Sampling, draw, generate, stop_ids
 
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([256, 7, 8], [256, 9, 10, 11, 12, 13], [256])]
@@ -116,3 +118,10 @@ def test_ranks_that_are_done_go_on_until_all_are() -> None:
     found = generate(tiny_model(), PROMPTS, sampling=sampling, seeds=(1, 2, 3), device=CPU, all_done=all_done)
     assert asked == [True] * 9
     assert [len(each.token_ids) for each in found] == [1, 1, 1]
+
+
+def test_no_two_draws_have_a_seed_in_common() -> None:
+    some = range(3)
+    every = itertools.product(some, some, some, some)
+    seeds = [seed_of(0, rollout, number, attempt=attempt, turn=turn) for rollout, number, attempt, turn in every]
+    assert len(set(seeds)) == len(seeds) == 3**4
