@@ -483,6 +483,10 @@ class PreferenceConfig:
     """How tightly the model is held to the reference: the larger, the tighter; for simpo the scale of rewards. Default:
     0.1, or 2 for simpo. Not for orpo."""
 
+    beta_end: float | None = None
+    """Beta of the last step, towards which it moves in a straight line from `beta` in the first; validation losses have
+    it throughout. Default: beta stays. Not for orpo and simpo."""
+
     label_smoothing: float | None = None
     """Share of pairs taken to be labelled the wrong way round, below 0.5. Default: 0, or 0.1 for robust. Only for
     sigmoid and robust."""
@@ -507,6 +511,8 @@ class PreferenceConfig:
         """Checks the ranges in which the formulas are defined."""
         if self.beta is not None:
             _above("preference.beta", self.beta, 0.0, "0.1 is usual, 2 for simpo")
+        if self.beta_end is not None:
+            _above("preference.beta_end", self.beta_end, 0.0, "leave it out for a beta that stays")
         if self.label_smoothing is not None and not 0.0 <= self.label_smoothing < 0.5:
             hint = "at 0.5 labels say nothing; 0.1 is usual"
             got = str(self.label_smoothing)

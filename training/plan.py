@@ -626,6 +626,7 @@ def _preference_refusals(config: SftConfig) -> Iterator[Refusal]:
     preference, loss = config.preference, config.preference.loss
     for name, value, losses in (
         ("beta", preference.beta, (*WITH_REFERENCE, "simpo")),
+        ("beta_end", preference.beta_end, WITH_REFERENCE),
         ("label_smoothing", preference.label_smoothing, ("sigmoid", "robust")),
         ("length_normalized", preference.length_normalized or None, WITH_REFERENCE),
         ("target_margin", preference.target_margin, ("simpo",)),
@@ -675,7 +676,7 @@ def _described_preference(
         return {}
     said = [
         f"{name.replace('_', ' ')} {value:g}"
-        for name in ("beta", "label_smoothing", "target_margin", "odds_weight")
+        for name in ("beta", "beta_end", "label_smoothing", "target_margin", "odds_weight")
         if (value := getattr(preference, name)) is not None
     ]
     line = f"{preference.loss}, {', '.join(said)}" + (", length-normalized" if preference.length_normalized else "")

@@ -33,6 +33,19 @@ class Recipe(Protocol):
         ...
 
 
+@runtime_checkable
+class ChangesOverSteps(Protocol):
+    """A recipe whose loss has numbers that change over the run."""
+
+    def columns(self, plan: Plan, step: int, num_steps: int) -> dict[str, float]:
+        """By the name of a column, the value that it has for every document of the step's batch.
+
+        A function of its arguments alone, so that a run goes on exactly. Validations have that of the last step, so
+        that their losses can be compared with each other.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Running:
     """What a recipe that makes its own batches finds when it begins."""

@@ -34,6 +34,7 @@ from training.checkpoint.state import (
     restore,
     trained_shapes,
 )
+from training.data.batch import Batch, with_columns
 from training.data.loader import Loader
 from training.errors import ConfigError
 from training.loop import Heard, Patience, StopRequest, run
@@ -58,7 +59,7 @@ from training.parallel.single import Single
 from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
 from training.reading import read_data
-from training.recipe import MakesBatches, Recipe, Running
+from training.recipe import ChangesOverSteps, MakesBatches, Recipe, Running
 from training.reference import with_reference
 from training.step import train_step, validate
 
@@ -233,10 +234,14 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     del saved
     num_taken = first_step
 
+    def as_of(step: int, batch: Batch) -> Batch:
+        changing = recipe.columns(plan, step, num_steps) if isinstance(recipe, ChangesOverSteps) else {}
+        return with_columns(batch, changing)
+
     def take_step(step: int) -> StepRecord:
         nonlocal num_taken
         record = train_step(
-            batches.batch(step),
+            as_of(step, batches.batch(step)),
             model=trained,
             algorithm=algorithm,
             optimizer=optimizer,
@@ -259,7 +264,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             shuffle=False,
             packing=plan.packing,
         )
-        in_order = (held_out.batch(number) for number in range(held_out.steps_per_epoch))
+        in_order = (as_of(num_steps - 1, held_out.batch(number)) for number in range(held_out.steps_per_epoch))
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend, logprobs=scored)
 
     def captured() -> Content:

@@ -1,4 +1,6 @@
-"""The learning rate of each step, a pure function of the step number, so that resuming it takes no state.
+"""What changes from step to step, as pure functions of the step number, so that resuming it takes no state.
+
+The learning rate, by its shape:
 
 With s steps taken before this one, N steps in all, W of them warm-up and D of them decay, and a floor of f:
 
@@ -8,8 +10,8 @@ With s steps taken before this one, N steps in all, W of them warm-up and D of t
     cosine     p as above                   peak · (f + (1 − f) · (1 + cos πp) / 2)       arXiv 1608.03983, one cycle
     wsd        p = (s − (N − D))/D, from 0  peak · (f + (1 − f) · (1 − p))                arXiv 2404.06395, linear decay
 
-Two ends are chosen so that no step is wasted: the first step of a warm-up already moves, and the floor is reached where
-step N + 1 would be, since a last step at a floor of 0 would read a batch and change nothing.
+Two ends of it are chosen so that no step is wasted: the first step of a warm-up already moves, and the floor is
+reached where step N + 1 would be, since a last step at a floor of 0 would read a batch and change nothing.
 """
 
 import math
@@ -45,3 +47,12 @@ class Schedule:
             progress = (step - num_warmup) / (num_steps - num_warmup)
         height = (1 + math.cos(math.pi * progress)) / 2 if self.shape == "cosine" else 1 - progress
         return self.peak * (self.floor_fraction + (1 - self.floor_fraction) * height)
+
+
+def in_a_line(first: float, last: float, step: int, num_steps: int) -> float:
+    """What the step with `step` steps before it has, of something that is `first` in the first and `last` in the last.
+
+    A run of one step has the first.
+    """
+    assert 0 <= step < num_steps, (step, num_steps)
+    return first if num_steps == 1 else first + (last - first) * step / (num_steps - 1)

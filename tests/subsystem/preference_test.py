@@ -125,7 +125,11 @@ def steps(records: list[Record]) -> list[StepRecord]:
 
 
 RESUMED: dict[str, dict[str, Any]] = {
-    "one process, dropout and noise": {"lora": LORA, "neftune_alpha": 5.0},
+    "one process, dropout and noise, beta changes": {
+        "preference": PreferenceConfig(beta_end=0.6),
+        "lora": LORA,
+        "neftune_alpha": 5.0,
+    },
     "fsdp": {"backend": "fsdp", "num_ranks": 2},
     "zero 3, lora": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2, "lora": LORA},
 }
@@ -136,6 +140,10 @@ def test_gone_on_in_an_epoch_is_the_same_run_bit_for_bit(tmp_path: Path, kind: s
     """The first kind has lost the file of its reference, and computes it anew before its checkpoint is restored."""
     whole = planned(tmp_path, checkpoint_steps_between=2, num_kept=3, **RESUMED[kind])
     expected = trained(whole)
+    if kind.endswith("beta changes"):
+        assert [each.metrics["beta"] for each in steps(expected)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+        first, last = (each for each in expected if isinstance(each, ValidationRecord))
+        assert first.metrics["beta"] == last.metrics["beta"] == pytest.approx(0.6), "so that the two can be compared"
     parts = replace(whole, out=str(tmp_path / "parts"), resume="must")
     shutil.copytree(whole.out, parts.out)
     for step in (4, 6):

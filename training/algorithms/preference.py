@@ -12,6 +12,8 @@ Of a pair with prompt x, chosen completion y⁺ and rejected completion y⁻, wi
     orpo       −a⁺ − λ log σ(log odds(a⁺) − log odds(a⁻)),  a = s(y)/|y|         arXiv 2403.07691 (6, 7)
                log odds(a) = a − log(1 − exp a)
 
+β may change from step to step: then the batch has it in a column.
+
 The last two need no reference. ORPO's first term is the surprise at the chosen completion, without the prompt. IPO is
 the paper's, of sums; TRL divides by lengths, which `length_normalized` does here.
 
@@ -32,6 +34,8 @@ from training.config import PreferenceConfig
 
 REFERENCE = "reference_logprob_D"
 """The column with s_ref of each document."""
+BETA = "beta_D"
+"""The column with β of the step, if it changes; the same for all documents."""
 
 
 class Counted(Protocol):
@@ -95,39 +99,49 @@ class Preference:
             scores_P2 = s_P2 - microbatch.columns[REFERENCE].view(-1, 2)[counts_P]
             if self.settings.length_normalized:
                 scores_P2 = scores_P2 / length_P2
+        beta_P: Tensor | None = None
+        if self.settings.beta_end is not None:
+            beta_P = microbatch.columns[BETA].view(-1, 2)[counts_P, 0]
         factor = self.settings.odds_weight if self.settings.loss == "orpo" else self.settings.beta
         assert factor is not None
-        rewards_P2 = factor * scores_P2.detach()
+        rewards_P2 = scores_P2.detach() * (factor if beta_P is None else beta_P[:, None])
         margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-        return pair_losses(scores_P2, self.settings).sum(), {
+        return pair_losses(scores_P2, self.settings, beta_P).sum(), {
             "reward_chosen": rewards_P2[:, 0].sum().item(),
             "reward_rejected": rewards_P2[:, 1].sum().item(),
             "reward_margin": margin_P.sum().item(),
             "reward_accuracy": (margin_P > 0).sum().item(),
             "logprob_chosen": s_P2[:, 0].sum().item(),
             "logprob_rejected": s_P2[:, 1].sum().item(),
+            **({} if beta_P is None else {"beta": beta_P.sum().item()}),
         }
 
 
-def pair_losses(scores_P2: Tensor, settings: PreferenceConfig) -> Tensor:
-    """losses_P from the scores of chosen and rejected: s − s_ref, or s over length for the losses without reference."""
+def pair_losses(scores_P2: Tensor, settings: PreferenceConfig, beta_P: Tensor | None = None) -> Tensor:
+    """losses_P from the scores of chosen and rejected: s − s_ref, or s over length for the losses without reference.
+
+    Args:
+        scores_P2: with their gradient.
+        settings: which loss, and its numbers.
+        beta_P: β of each pair, in place of that of the settings.
+    """
     delta_P = scores_P2[:, 0] - scores_P2[:, 1]
     if settings.loss == "orpo":
         assert settings.odds_weight is not None
         odds_P2 = scores_P2 - torch.log(-torch.expm1(scores_P2))
         return -scores_P2[:, 0] - settings.odds_weight * logsigmoid(odds_P2[:, 0] - odds_P2[:, 1])
-    assert settings.beta is not None
-    h_P = settings.beta * delta_P
+    beta = settings.beta if beta_P is None else beta_P
+    assert beta is not None
+    h_P = beta * delta_P
     if settings.loss == "ipo":
-        return (delta_P - 1 / (2 * settings.beta)).square()
+        return (delta_P - 1 / (2 * beta)).square()
     if settings.loss == "hinge":
         return torch.relu(1 - h_P)
     if settings.loss == "simpo":
         assert settings.target_margin is not None
         return -logsigmoid(h_P - settings.target_margin)
     if settings.loss == "apo_zero":
-        sigmoid_P2 = torch.sigmoid(settings.beta * scores_P2)
-        return 1 - sigmoid_P2[:, 0] + sigmoid_P2[:, 1]
+        return 1 - torch.sigmoid(beta * scores_P2[:, 0]) + torch.sigmoid(beta * scores_P2[:, 1])
     smoothing = settings.label_smoothing
     assert smoothing is not None
     if settings.loss == "robust":

@@ -5,7 +5,7 @@ Shapes: T tokens of a microbatch, D documents in it.
 # ruff: noqa: N815 - tensors end in their shape, as fields too.
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,29 @@ class Batch:
     num_weighted_tokens: int
     weight_sum: float
     """Sum of weights, the divisor of a mean over weighted tokens."""
+
+
+def with_columns(batch: Batch, values: Mapping[str, float]) -> Batch:
+    """The batch with more columns, in which every document has the same value: what a loss has to know of the step.
+
+    Args:
+        batch: of any step.
+        values: by the name of the column, which ends in _D.
+    """
+    if not values:
+        return batch
+    return replace(
+        batch,
+        microbatches=tuple(
+            replace(each, columns={**each.columns, **_alike(values, len(each.document_starts_D1) - 1)})
+            for each in batch.microbatches
+        ),
+    )
+
+
+def _alike(values: Mapping[str, float], num_documents: int) -> dict[str, Tensor]:
+    assert all(name.endswith("_D") for name in values), list(values)
+    return {name: torch.full((num_documents,), value) for name, value in values.items()}
 
 
 def microbatch(examples: Sequence[Example], *, weighted: bool = True) -> Microbatch:

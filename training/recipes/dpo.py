@@ -2,13 +2,14 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from training.algorithms.preference import Preference
+from training.algorithms.preference import BETA, Preference
 from training.data.example import Example
 from training.data.pairs import pair_example, read_pairs
 from training.data.render import render_each
 from training.metrics.summary import FileSummary
 from training.plan import Plan
 from training.reading import fitted
+from training.schedule import in_a_line
 
 
 class DpoRecipe:
@@ -18,6 +19,12 @@ class DpoRecipe:
         """The loss that the plan names."""
         assert plan.preference
         return Preference(plan.preference)
+
+    def columns(self, plan: Plan, step: int, num_steps: int) -> dict[str, float]:
+        """Beta, if it changes over the run."""
+        assert plan.preference
+        first, last = plan.preference.beta, plan.preference.beta_end
+        return {} if first is None or last is None else {BETA: in_a_line(first, last, step, num_steps)}
 
     def read(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[list[Example], FileSummary]:
         """Both sides of each pair, rendered by the tokenizer's template, as one example."""

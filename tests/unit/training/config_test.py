@@ -151,6 +151,12 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     ),
     (
         PreferenceConfig,
+        "beta_end",
+        0.0,
+        "preference.beta_end: 0.0; expected a finite number above 0.0. hint: leave it out for a beta that stays",
+    ),
+    (
+        PreferenceConfig,
         "label_smoothing",
         0.5,
         "preference.label_smoothing: 0.5; expected 0 or more and below 0.5. hint: at 0.5 labels say nothing; 0.1 is "

@@ -380,6 +380,8 @@ REFUSED_PAIRS: list[tuple[dict[str, Any], str]] = [
         )
         for loss, name, value, shown, expected in (
             ("orpo", "beta", 0.1, "0.1", f"{WITH_REFERENCE} or simpo"),
+            ("orpo", "beta_end", 0.1, "0.1", WITH_REFERENCE),
+            ("simpo", "beta_end", 1.0, "1.0", WITH_REFERENCE),
             ("ipo", "label_smoothing", 0.1, "0.1", "sigmoid or robust"),
             ("simpo", "length_normalized", True, "true", WITH_REFERENCE),
             ("sigmoid", "target_margin", 1.0, "1.0", "simpo"),

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from training.config import ScheduleShape
-from training.schedule import Schedule
+from training.schedule import Schedule, in_a_line
 
 
 def rates(
@@ -57,3 +57,9 @@ def test_every_step_of_every_run_moves_and_none_exceeds_the_peak(shape: Schedule
         peak = values.index(max(values))
         assert values[:peak] == sorted(values[:peak]), "it climbs once"
         assert values[peak:] == sorted(values[peak:], reverse=True), "and falls once"
+
+
+def test_a_line_has_its_two_ends_in_the_first_and_the_last_step() -> None:
+    assert [in_a_line(0.1, 0.5, step, 5) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [in_a_line(2.0, 1.0, step, 2) for step in range(2)] == [2.0, 1.0]
+    assert in_a_line(0.1, 0.5, 0, 1) == 0.1

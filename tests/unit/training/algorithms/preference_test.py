@@ -17,10 +17,10 @@ from tests.support.examples import example, random_examples
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.algorithm import Algorithm
 from training.algorithms.kto import DESIRABLE, Kto
-from training.algorithms.preference import REFERENCE, Preference, document_logprobs, pair_losses
+from training.algorithms.preference import BETA, REFERENCE, Preference, document_logprobs, pair_losses
 from training.algorithms.reward import MARGIN, BradleyTerry
 from training.config import KtoSettings, PreferenceConfig, PreferenceLoss
-from training.data.batch import Batch, Microbatch, microbatch
+from training.data.batch import Batch, Microbatch, microbatch, with_columns
 from training.data.example import Example
 from training.data.loader import Loader
 from training.data.pairs import joined
@@ -110,6 +110,28 @@ def test_three_tokens_by_hand() -> None:
     for name, value in by_hand.items():
         loss, _ = Preference(SETTINGS[name]).loss_sum(given, microbatch([pair]))
         assert loss.item() == pytest.approx(value, rel=1e-6), name
+
+
+def test_beta_of_the_step_by_hand() -> None:
+    """Of a pair whose δ is log 3: 1/4 in this step, of 1/2 in the settings."""
+    scores = torch.tensor([[math.log(3), 0.0]])
+    changing = replace(SETTINGS["sigmoid"], beta_end=0.1)
+    assert pair_losses(scores, changing).item() == pytest.approx(math.log(1 + 3**-0.5), rel=1e-6)
+    assert pair_losses(scores, changing, torch.tensor([0.25])).item() == pytest.approx(math.log(1 + 3**-0.25), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NEEDS_REFERENCE)
+def test_beta_in_a_column_takes_the_place_of_the_settings_one(name: str) -> None:
+    """Loss, gradients and metrics are those of a run in which beta stays at that."""
+    loss, gradients, metrics = learned(SETTINGS[name], split(pairs(), 60))
+    beta = SETTINGS[name].beta
+    assert beta is not None
+    changing = replace(SETTINGS[name], beta=9.0, beta_end=7.0)
+    batches = [with_columns(each, {BETA: beta}) for each in split(pairs(), 60)]
+    other, others, other_metrics = learned(changing, batches)
+    assert other == loss
+    assert other_metrics == pytest.approx(metrics | {"beta": len(pairs()) * beta})
+    assert all(torch.equal(others[weight], gradient) for weight, gradient in gradients.items())
 
 
 @pytest.mark.parametrize("name", SETTINGS)

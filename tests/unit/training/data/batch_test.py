@@ -1,11 +1,14 @@
 """A microbatch is its documents end to end: positions restart, starts accumulate, nothing else changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from tests.support.examples import example, random_examples
-from training.data.batch import microbatch
+from training.data.batch import microbatch, with_columns
 from training.data.example import Example
+from training.data.loader import Loader
 
 
 def test_three_documents_by_hand() -> None:
@@ -41,3 +44,15 @@ def test_a_microbatch_shares_no_memory_with_its_examples() -> None:
     source = example([1, 2])
     microbatch([source]).weights_T.fill_(9)
     assert source.weights.tolist() == [0, 1]
+
+
+def test_a_column_of_the_step_is_the_same_for_every_document_of_every_microbatch() -> None:
+    pair = replace(example([5, 6, 7, 8], [0, 1, 0, 1]), document_starts=np.array([0, 2], dtype=np.int32))
+    own = [replace(each, columns={"own_D": np.zeros(2)}) for each in (pair, pair)]
+    batch = Loader(own, samples_per_step=2, tokens_per_rank_max=4, seed=0).batch(0)
+    assert with_columns(batch, {}) is batch
+    filled = with_columns(batch, {"beta_D": 0.5})
+    assert [{name: column.tolist() for name, column in each.columns.items()} for each in filled.microbatches] == [
+        {"own_D": [0, 0], "beta_D": [0.5, 0.5]}
+    ] * 2
+    assert (filled.step, filled.num_samples) == (batch.step, batch.num_samples)
