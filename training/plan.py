@@ -595,9 +595,6 @@ def _reward_refusals(config: SftConfig) -> Iterator[Refusal]:
     """The rules of a model that says one number."""
     if config.recipe != "reward":
         return
-    if config.lora is not None:
-        hint = "leave it out: the new head has to learn, and all other weights do, too"
-        yield Refusal("lora", "an adapter, for reward", "no adapter", hint)
     if config.model.liger:
         yield Refusal("model.liger", "true, for reward", "a model of language", "leave it out")
     if config.model.loss_chunk_tokens is not None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - so that forked processes need not spend seconds on it
+import peft  # here, so that forked processes need not spend seconds on it
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -264,6 +264,37 @@ def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhe
     assert got == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32), "of an episode all turns"
     with pytest.raises(ModelError, match=r"lacks 1 weights, among them score\.weight"):
         asyncio.run(RewardModel(str(tmp_path / "base"))("2 + 2?", "4"))
+
+
+def test_a_reward_model_under_an_adapter_learns_alike_everywhere_and_goes_on_exactly(tmp_path: Path) -> None:
+    """The head beside it learns too; both are in checkpoints, and each export is read as anybody reads it."""
+    decided = planned(tmp_path, lora=LoraConfig(rank=2), checkpoint_steps_between=2, num_kept=9)
+    alone = replace(decided, recipe="reward", preference=None, reference=None, has_value_head=True)
+    alone = replace(alone, exports=("adapter", "merged"))
+    expected = trained(alone)
+    assert steps(expected)[-1].metrics["reward_margin"] > steps(expected)[0].metrics["reward_margin"] + 0.5
+    for name, place in PLACES.items():
+        got = trained(on_two_ranks(alone, **place))
+        for one, other in zip(expected, got, strict=True):
+            if isinstance(one, (StepRecord, ValidationRecord)) and isinstance(other, (StepRecord, ValidationRecord)):
+                assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE, abs=2e-7), name
+    cut = on_two_ranks(alone, backend="fsdp")
+    parts = replace(cut, out=f"{cut.out} parts", resume="must", exports=())
+    shutil.copytree(cut.out, parts.out)
+    for step in (4, 6):
+        shutil.rmtree(Path(parts.out) / f"checkpoints/step-{step:08d}")
+    (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000002\n", encoding="utf-8")
+    assert trained(parts) == records_of(Path(cut.out))
+    answered = [Answered(each["prompt"], each[side], {}, "") for side in ("chosen", "rejected") for each in pairs(8)]
+    merged = str(Path(alone.out) / "merged")
+    said = [each.total for each in score([Reward("judge", RewardModel(merged), 1.0)], answered, stops_at_error=True)]
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    for out in (alone.out, cut.out):
+        model = peft.AutoPeftModelForSequenceClassification.from_pretrained(f"{out}/adapter", num_labels=1).eval()
+        for each, verdict in zip(answered, said, strict=True):
+            messages = [{"role": "user", "content": each.prompt}, {"role": "assistant", "content": each.completion}]
+            ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+            assert model(input_ids=ids).logits.item() == pytest.approx(verdict, abs=1e-4)
 
 
 def test_command_learns_pairs_and_exports_the_model(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Writes a trained model as a Hugging Face directory, and says so only after loading it again.
 
     model     all weights, config, tokenizer and chat template
-    adapter   the LoRA matrices alone, with the name of the base model
+    adapter   the LoRA matrices alone, with the name of the base model; of a reward model with its head
     merged    the base model with the adapter added in, laid out like `model`
 
 The directory gets its name by one rename after the check, so a directory that is there is one that was verified. The
@@ -123,12 +123,15 @@ def _verify(
         # Kernels of accelerators, of which not all compute in fp32; an export may be put together on the CPU.
         attention = "sdpa"
     in_4_bits = kind == "adapter" and is_quantized(model)
-    auto = AutoModelForCausalLM if value_head(model) is None else AutoModelForSequenceClassification
+    says_one_value = value_head(model) is not None
+    auto = AutoModelForSequenceClassification if says_one_value else AutoModelForCausalLM
     reloaded: nn.Module = auto.from_pretrained(
         source,
         dtype=torch.float32,
         attn_implementation=attention,
         quantization_config=nf4("fp32") if in_4_bits else None,
+        # A language model under the adapter does not say how many values its head is to have.
+        **({"num_labels": 1} if says_one_value else {}),
     )
     if kind == "adapter":
         reloaded = load_adapter(cast(PreTrainedModel, reloaded), written)

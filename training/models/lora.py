@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from training.config import LoraConfig
 from training.errors import ModelError
+from training.models.forward import value_head
 from training.models.quantize import dequantized, is_quantized
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ ALL_LINEAR = "all-linear"
 def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
     """The model with a fresh adapter, everything else frozen. It starts as the identity: B is zero.
 
-    Draws A from torch's global generator, so seed that first. The given model is changed in place.
+    A head of one value learns, too, as a copy that peft saves with the adapter: it is what a reward model says, and
+    mostly new. Draws A from torch's global generator, so seed that first. The given model is changed in place.
 
     Args:
-        model: any causal language model.
+        model: any causal language model, or one with a head of one value.
         config: rank, scale, variant, dropout and target layers; `all-linear` is every linear layer but the head.
 
     Raises:
@@ -44,7 +46,8 @@ def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
             hint=f"{ALL_LINEAR} takes every linear layer but the head",
         )
     adapter = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        # By this peft knows a classifier's head: it gets no adapter, and a copy of it is trained and saved.
+        task_type="CAUSAL_LM" if value_head(model) is None else "SEQ_CLS",
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=config.dropout,
@@ -70,7 +73,7 @@ def merged(model: "PeftModel") -> "PreTrainedModel":
 
 
 def save_adapter(model: "PeftModel", directory: str | Path) -> None:
-    """Writes the adapter alone, as adapter_model.safetensors and adapter_config.json.
+    """Writes the adapter alone, as adapter_model.safetensors and adapter_config.json; a head that learned is in it.
 
     Embeddings are never saved along: peft would ask the hub whether the vocabulary grew, and here it cannot.
     """

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from training.config import Precision
+from training.models.forward import value_head
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,10 +68,13 @@ def dequantized(model: "PeftModel") -> "PeftModel":
     base = cast("PreTrainedModel", model.get_base_model())
     config = copy.deepcopy(base.config)
     del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # it declares no types
+    generates = value_head(base) is None
+    kind = AutoModelForCausalLM if generates else AutoModelForSequenceClassification
+    plain = kind.from_config(  # type: ignore[no-untyped-call]  # it declares no types
         config, dtype=torch.float32, attn_implementation=base.config._attn_implementation
     )
-    plain.generation_config = copy.deepcopy(base.generation_config)
+    if generates:
+        plain.generation_config = copy.deepcopy(base.generation_config)
     twin = peft.get_peft_model(plain, copy.deepcopy(model.peft_config["default"]))
     assert isinstance(twin, peft.PeftModel)
     values: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())

@@ -417,11 +417,6 @@ def test_kto_without_an_adapter_cannot_leave_one_out() -> None:
     ("changed", "message"),
     [
         (
-            {"lora": LoraConfig()},
-            "lora: an adapter, for reward; expected no adapter. hint: leave it out: the new head has to learn, and all "
-            "other weights do, too",
-        ),
-        (
             {"model": ModelConfig("m", liger=True), "run": RunConfig("o", device="cuda")},
             "model.liger: true, for reward; expected a model of language. hint: leave it out",
         ),

@@ -6,9 +6,15 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from training.checkpoint.export import MERGE_TOLERANCE, export
 from training.config import LoraConfig
@@ -91,6 +97,26 @@ def test_adapter_and_merged_reload_to_the_same_logits_and_leave_the_model_alone(
     assert len(weights) == per_layer * 7 * 2, "two matrices, and DoRA's lengths, for seven linear layers in two blocks"
     assert all(value.abs().sum() > 0 for value in weights.values())
     assert not any("lora" in name for name in load_file(merged / "model.safetensors"))
+
+
+def test_an_adapter_of_a_reward_model_takes_its_head_along(tmp_path: Path) -> None:
+    """Onto a language model, which has none; as people load one."""
+    path = str(save_tiny(tmp_path / "base"))
+    loaded, tokenizer = load_model(path, head="new value")
+    model: Any = add_adapter(loaded, LoraConfig(rank=4, alpha=8.0))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapter = export(model, tokenizer, tmp_path / "adapter", kind="adapter", base_path=path)
+    merged = export(model, tokenizer, tmp_path / "merged", kind="merged", base_path=path)
+    expected = logits(model)
+    assert expected.shape == (1, 1)
+    again = AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=1)
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-5)
+    whole = AutoModelForSequenceClassification.from_pretrained(merged)
+    torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-4)
 
 
 def test_export_has_the_tokenizer_and_its_chat_template(tmp_path: Path) -> None:

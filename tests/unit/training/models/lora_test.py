@@ -8,15 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tests.support.examples import random_examples
 from tests.support.tolerances import LOGPROB_FP32
 from training.config import LoraConfig
 from training.data.batch import microbatch
 from training.errors import ModelError
-from training.models.forward import logits
+from training.models.forward import logits, values
+from training.models.load import load_model
 from training.models.lora import add_adapter, load_adapter, merged, save_adapter
-from training.models.tiny import Architecture, tiny_model
+from training.models.tiny import Architecture, save_tiny, tiny_model
 
 PACK = microbatch(random_examples([9, 14]))
 CONFIG = LoraConfig(rank=4, alpha=8.0)
@@ -42,6 +44,32 @@ def out(model: nn.Module) -> Tensor:
 
 def trainable(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def test_a_head_of_one_value_learns_with_the_adapter_and_goes_where_it_goes(tmp_path: Path) -> None:
+    """Merged, and saved and loaded onto a base whose own head is another."""
+
+    def base() -> PreTrainedModel:
+        return load_model(str(tmp_path / "base"), head="new value").model
+
+    def said(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return values(model.eval(), PACK, torch.tensor([3, 8, 22]))
+
+    save_tiny(tmp_path / "base")
+    model = add_adapter(base(), CONFIG)
+    with_head = [name for name in trainable(model) if "lora_" not in name]
+    assert with_head == ["base_model.model.score.modules_to_save.default.weight"]
+    assert not any("score" in name and "lora_" in name for name in trainable(model))
+    values(model, PACK, torch.tensor([8])).sum().backward()
+    assert model.get_parameter(with_head[0]).grad is not None
+    trained_a_little(model)
+    expected = said(model)
+    assert (said(base()) - expected).abs().max() > 0.01
+    torch.testing.assert_close(said(merged(model)), expected, rtol=0, atol=1e-5)
+    save_adapter(model, tmp_path / "adapter")
+    assert load_file(tmp_path / "adapter/adapter_model.safetensors")["base_model.model.score.weight"].shape == (1, 32)
+    assert torch.equal(said(load_adapter(base(), tmp_path / "adapter")), expected)
 
 
 @pytest.mark.parametrize("dora", [False, True])

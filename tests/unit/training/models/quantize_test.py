@@ -114,6 +114,17 @@ def test_merged_is_the_dequantized_base_with_the_adapter_added(
     assert model.training
 
 
+def test_a_head_of_one_value_is_not_in_4_bits_and_goes_along_when_weights_turn_back(tmp_path: Path) -> None:
+    base = load_model(str(save_tiny(tmp_path)), quantization=nf4("fp32"), head="new value").model
+    model = add_adapter(base, CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert not any(isinstance(each, bitsandbytes.nn.Linear4bit) for each in base.get_submodule("score").modules())
+    assert relative(out(merged(model)), out(model)) < ROUNDING
+
+
 def test_digest_sees_a_weight_and_a_scale_that_changed(tmp_path: Path) -> None:
     path = save_tiny(tmp_path)
     digests = [frozen_digest(quantized(path)), frozen_digest(quantized(path))]
