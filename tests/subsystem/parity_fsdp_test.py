@@ -9,10 +9,7 @@ from tests.support.tolerances import RANKS_FP32_RELATIVE
 
 X2 = [*combinations("fsdp"), Kind("fsdp", keep_gathered=True)]
 X4 = [
-    Kind("fsdp", num_ranks=4),
-    Kind("fsdp", num_ranks=4, architecture="qwen3_moe", lora=True),
-    Kind("fsdp", num_ranks=4, architecture="qwen2", offload=True),
-    Kind("fsdp", num_ranks=4, architecture="granite", activation_checkpointing=True),
+    *combinations("fsdp", num_ranks=4),
     Kind("fsdp", num_ranks=4, shard_ranks=2),
     Kind("fsdp", num_ranks=4, shard_ranks=2, architecture="qwen3_moe", lora=True, activation_checkpointing=True),
     Kind("fsdp", num_ranks=4, shard_ranks=2, architecture="qwen2", offload=True, keep_gathered=True),

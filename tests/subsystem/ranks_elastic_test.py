@@ -130,9 +130,13 @@ class Allocated(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
+        ("ddp x2", "ddp x2"),
         ("fsdp x2", "fsdp x2"),
+        ("zero 1 x2", "zero 1 x2"),
+        ("zero 2 x2", "zero 2 x2"),
         ("zero 3 x2", "zero 3 x2"),
         ("one process", "fsdp x3, offload"),
+        ("one process", "zero 2 x2"),
         ("one process", "zero 3 x3"),
     ],
 )

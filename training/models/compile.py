@@ -42,6 +42,8 @@ def compile_layers(model: nn.Module, where: str) -> None:
         )
     # Workers of its own would outlive a rank that is killed, and one layer has too little for them to do.
     torch._inductor.config.compile_threads = 1
+    # Otherwise dropout draws from generators of the compiler's, and other places than without it.
+    torch._inductor.config.fallback_random = True
     # Otherwise a pack as long as a layer is wide is taken for one that always is.
     torch.fx.experimental._config.use_duck_shape = False
     # Otherwise a layer that is compiled anew again and again is silently no longer compiled.
