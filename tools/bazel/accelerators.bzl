@@ -68,6 +68,7 @@ TIERS = {
 # Tags that a BUILD file may add by hand; the macros add tier, accelerator and `multi-gpu` themselves.
 TAGS = {
     "manual": "left out of `...`: run by name, or by another test",
+    "material": "for another test to run, or a bench to time: proves nothing by passing, and no lane of CI need run it",
 }
 
 def tag_error(tags):

@@ -38,6 +38,9 @@ def _refuse(name, problem):
     if problem:
         fail("\n{}:{}: {}".format("//" + native.package_name(), name, problem))
 
+# Of the full depth on the cpu: a part is some hundreds of cells, at most a night for a machine of two cores.
+_PARTS = 8
+
 def py_library(name, srcs = [], deps = [], tags = [], **kwargs):
     """A Python library.
 
@@ -181,7 +184,8 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
     """One py_test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.
 
     Cells that block changes are in `...`. The others are manual, and run with the suite: `full` has every cell of the
-    cpu, `full.<accelerator>` those of another.
+    cpu, `full.<accelerator>` those of another. `full.1` to `full.8` have an eighth of the cpu's each, so that as many
+    machines can share a night.
 
     Args:
         name: first part of every name.
@@ -211,5 +215,9 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
                     deps = deps,
                 )
                 suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))
+    every = suites.get("full", [])
+    for part in range(_PARTS):
+        if every[part::_PARTS]:
+            suites["full.{}".format(part + 1)] = every[part::_PARTS]
     for suite, tests in suites.items():
         native.test_suite(name = suite, tags = ["manual"], tests = tests)

@@ -17,10 +17,12 @@ TABLE = "tools/bazel/accelerators.bzl"
 BAZELRC = ".bazelrc"
 DOCUMENT = "docs/pools.md"
 WORKFLOW = ".github/workflows/ci.yml"
+NIGHTLY = ".github/workflows/nightly.yml"
 BEGIN, END = f"Accelerators, written by `{REFRESH}`", "End of the accelerators"
 MARKS = {
     BAZELRC: (f"# {BEGIN}", f"# {END}"),
     WORKFLOW: (f"  # {BEGIN}", f"  # {END}"),
+    NIGHTLY: (f"  # {BEGIN}", f"  # {END}"),
     DOCUMENT: (f"<!-- {BEGIN} -->", f"<!-- {END} -->"),
 }
 
@@ -58,6 +60,23 @@ def lanes(names: Mapping[str, Any]) -> str:
     )
 
 
+def nights(names: Mapping[str, Any]) -> str:
+    """The same for every cell of the accelerator, which may take until the next evening."""
+    return "\n\n".join(
+        f"""\
+  {accelerator}:
+    if: contains(vars.PLUMBLINE_POOLS, '{accelerator}')
+    uses: ./.github/workflows/cards.yml
+    with:
+      accelerator: {accelerator}
+      config: {row.config}
+      targets: //tests/smoke:full.{accelerator}
+      minutes: 1200"""
+        for accelerator, row in names["ACCELERATORS"].items()
+        if row.cards
+    )
+
+
 def document(names: Mapping[str, Any]) -> str:
     """The table for people."""
     lines = [
@@ -73,7 +92,7 @@ def document(names: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-WRITERS = {BAZELRC: stanzas, WORKFLOW: lanes, DOCUMENT: document}
+WRITERS = {BAZELRC: stanzas, WORKFLOW: lanes, NIGHTLY: nights, DOCUMENT: document}
 
 
 def written(path: str, text: str, names: Mapping[str, Any]) -> str:

@@ -154,7 +154,7 @@ def test_pytest_runs_exactly_the_listed_files(macros, targets) -> None:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"tags": ["gpu"]}, "tag 'gpu': unknown; expected one of manual."),
+        ({"tags": ["gpu"]}, "tag 'gpu': unknown; expected one of manual, material."),
         ({"tags": ["gpu-amd"]}, "tag 'gpu-amd': accelerators are not tags. hint: accelerators = [\"gpu-amd\"]"),
         ({"tags": ["unit"]}, "tag 'unit': the tier follows from the package."),
         (
@@ -268,6 +268,8 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
     assert nvidia["target_compatible_with"] == ["//tools/bazel:gpu-nvidia-x4"]
     suites = {target["suite"]["name"]: target["suite"] for target in targets if "suite" in target}
     assert suites["full"]["tests"] == [":smoke.sft_ddp_x1", ":smoke.sft_lora_fsdp_x4"]
+    assert [suites[f"full.{part}"]["tests"] for part in (1, 2)] == [[each] for each in suites["full"]["tests"]]
+    assert "full.3" not in suites, "an empty suite would be every test of the package"
     assert suites["full.gpu-nvidia"] == {
         "name": "full.gpu-nvidia",
         "tags": ["manual"],

@@ -18,6 +18,7 @@ from tools.pools.table import (
     WRITERS,
     document,
     lanes,
+    nights,
     stanzas,
     starlark,
     written,
@@ -44,6 +45,7 @@ def test_a_new_accelerator_is_one_row() -> None:
     )
     assert "# An Apple GPU.\nbuild:metal --platforms=//tools/pools:metal\n" in stanzas(names) + "\n"
     assert "accelerator: gpu-apple\n      config: metal\n" in lanes(names)
+    assert "targets: //tests/smoke:full.gpu-apple\n" in nights(names)
     (line,) = [line for line in document(names).splitlines() if line.startswith("| `gpu-apple`")]
     assert "`gpu-apple`, `gpu-apple-x2`, `gpu-apple-x8` | `mps` | `l.txt` | `V` | 3 GiB or more" in line
 
