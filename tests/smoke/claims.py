@@ -7,19 +7,20 @@ hold: that a file is not there is no reason to look away.
 import dataclasses
 import json
 import math
+import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.smoke.evidence import Evidence
+from tests.smoke.goldens import LEAST
+from tests.smoke.rewards import share
 from tests.smoke.verdict import Claim
 from training.checkpoint.manifest import MANIFEST, committed, file_of_rank, newest, verified
 from training.errors import CheckpointCorrupt
 from training.metrics.records import CheckpointRecord
 from training.plan import Plan
-
-LOSS_FALLS_TO = 0.8
-"""Share of the first loss that the last one must be below."""
 
 MEMORY_MAX_BYTES = 3 * 2**30
 """Of one process, or of one accelerator: libraries are most of it, as the model has 40,000 weights."""
@@ -137,7 +138,36 @@ def _loss(evidence: Evidence) -> Found:
     losses = [point.loss for point in evidence.curve]
     if not losses or not all(math.isfinite(each.loss) and math.isfinite(each.gradient_norm) for each in evidence.curve):
         return Found(False, [str(each) for each in losses], "finite")
-    return Found(losses[-1] < LOSS_FALLS_TO * losses[0], [losses[0], losses[-1]], LOSS_FALLS_TO * losses[0])
+    bound = evidence.cell.tables.recipes[evidence.cell.recipe].loss_falls_to * losses[0]
+    return Found(losses[-1] < bound, [losses[0], losses[-1]], bound)
+
+
+def _finite(evidence: Evidence) -> Found:
+    numbers = [number for point in evidence.curve for number in (point.loss, point.gradient_norm)]
+    still = [point.step for point in evidence.curve if not point.gradient_norm > 0]
+    return Found(
+        bool(numbers) and all(map(math.isfinite, numbers)) and not still, {"without_gradient": still}, "finite"
+    )
+
+
+def _completions(evidence: Evidence) -> Found:
+    """A rollout is written when it is drawn, so one that the kill undid must not be there twice."""
+    settings = evidence.cell.settings
+    between, drawn = settings["rl.steps_per_rollout"], settings["batch.samples_per_step"]
+    steps = range(0, settings["run.num_steps"], between)
+    written = Counter(each["step"] for each in evidence.completions)
+    wrong = [each["completion"] for each in evidence.completions if each["reward"] != share("", each["completion"])]
+    reward = {
+        step: statistics.fmean(each["reward"] for each in evidence.completions if each["step"] == step)
+        for step in written
+    }
+    recorded = {step: evidence.steps[step].metrics["reward_mean"] for step in steps}
+    differing = [step for step in steps if not math.isclose(recorded[step], reward.get(step, math.inf), rel_tol=1e-9)]
+    return Found(
+        written == dict.fromkeys(steps, between * drawn) and not wrong and not differing,
+        {"written": dict(written), "wrong_rewards": wrong, "differing_means": differing},
+        {"each_rollout": between * drawn},
+    )
 
 
 def _resume(evidence: Evidence) -> Found:
@@ -163,8 +193,10 @@ def _resume(evidence: Evidence) -> Found:
 
 
 def _timeless(record: Any) -> dict[str, Any]:
-    """A record without what no two runs share."""
-    return {name: value for name, value in dataclasses.asdict(record).items() if name != "seconds"}
+    """A record without what no two runs share: times, also those among its metrics."""
+    values = dataclasses.asdict(record)
+    metrics = {name: value for name, value in values.pop("metrics", {}).items() if not name.startswith("seconds")}
+    return {name: value for name, value in values.items() if name != "seconds"} | {"metrics": metrics}
 
 
 def _checkpoint(evidence: Evidence) -> Found:
@@ -212,7 +244,10 @@ def _golden(evidence: Evidence) -> Found:
     if [point.step for point in evidence.curve] != [point.step for point in golden.points]:
         return Found(False, len(evidence.curve), len(golden.points), "other steps")
     worst, where = max(
-        (abs(getattr(ours, name) - getattr(theirs, name)) / abs(getattr(theirs, name)), f"{name} of step {ours.step}")
+        (
+            abs(getattr(ours, name) - getattr(theirs, name)) / max(abs(getattr(theirs, name)), LEAST),
+            f"{name} of step {ours.step}",
+        )
         for ours, theirs in zip(evidence.curve, golden.points, strict=True)
         for name in ("loss", "gradient_norm")
     )
@@ -283,5 +318,15 @@ TRAINS: dict[str, Check] = {
 }
 """The claims of a cell whose recipe trains one model."""
 
-CLAIMS = {"sft": TRAINS, "dpo": TRAINS}
+DRAWS: dict[str, Check] = {
+    **{name: check for name, check in TRAINS.items() if name != "loss_falls"},
+    "losses_are_finite": Check("Every loss and gradient norm is finite, and every step has a gradient.", _finite),
+    "completions_are_whole": Check(
+        "Each completion that was learned from is written once, with its reward, of which the records have the mean.",
+        _completions,
+    ),
+}
+"""The claims of a cell whose recipe learns from what it draws: its loss is of advantages, which never fall."""
+
+CLAIMS = {"sft": TRAINS, "dpo": TRAINS, "kto": TRAINS, "reward": TRAINS, "grpo": DRAWS, "ppo": DRAWS}
 """By recipe."""

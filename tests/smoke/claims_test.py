@@ -10,20 +10,31 @@ import pytest
 
 from tests.smoke.claims import CLAIMS, MEMORY_MAX_BYTES, judge
 from tests.smoke.evidence import Evidence
-from tests.smoke.matrix import cell_named
+from tests.smoke.matrix import Cell, cell_named
 from tests.smoke.runner import prove
 from training.checkpoint.manifest import newest
 
 CELL = cell_named("sft_lora_fsdp_x2")
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+DRAWING = cell_named("grpo_fsdp_x2")
+
+
+def proven(cell: Cell, folder: Path) -> Path:
     """What one real run of a cell left behind."""
-    folder = tmp_path_factory.mktemp("ran")
-    verdict = prove(CELL, folder, replay="")
+    verdict = prove(cell, folder, replay="")
     assert verdict["status"] == "proven", verdict["claims"]
     return folder
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return proven(CELL, tmp_path_factory.mktemp("ran"))
+
+
+@pytest.fixture(scope="module")
+def drew(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return proven(DRAWING, tmp_path_factory.mktemp("drew"))
 
 
 def changed(path: Path, change: Callable[[Any], object]) -> None:
@@ -123,6 +134,36 @@ def no_reload(run: Path) -> None:
     (run / "reload.json").unlink()
 
 
+def a_rollout_written_twice(run: Path) -> None:
+    path = run / "out/completions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, *(line for line in lines if json.loads(line)["step"] == 6)]))
+
+
+def another_reward(run: Path) -> None:
+    path = run / "out/completions.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps(json.loads(first) | {"reward": 2.0}) + "\n", *others]))
+
+
+def a_mean_of_other_rewards(run: Path) -> None:
+    for name in ("out", "at_kill"):
+        steps_changed(run / name / "metrics.jsonl", lambda step: step["metrics"].update(reward_mean=0.5))
+
+
+def a_step_that_learns_nothing(run: Path) -> None:
+    for name in ("out", "at_kill"):
+        steps_changed(run / name / "metrics.jsonl", lambda step: step.update(gradient_norm=0.0))
+
+
+DRAWN_BROKEN: dict[Callable[[Path], None], set[str]] = {
+    a_rollout_written_twice: {"completions_are_whole"},
+    another_reward: {"completions_are_whole"},
+    a_mean_of_other_rewards: {"completions_are_whole"},
+    a_step_that_learns_nothing: {"losses_are_finite", "curve_is_golden"},
+}
+
+
 BROKEN: dict[Callable[[Path], None], set[str]] = {
     another_exit_code: {"ends_well"},
     a_run_cut_short: {"ends_well"},
@@ -154,5 +195,17 @@ def test_a_claim_fails_when_what_it_claims_is_not_so(ran: Path, tmp_path: Path, 
     assert [each.name for each in judged] == list(CLAIMS["sft"])
 
 
+@pytest.mark.parametrize("broken", DRAWN_BROKEN, ids=lambda each: each.__name__)
+def test_a_claim_about_what_was_drawn_fails_when_it_is_not_so(
+    drew: Path, tmp_path: Path, broken: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(drew, tmp_path / "run")
+    broken(run)
+    judged = list(judge(Evidence(run), CLAIMS["grpo"]))
+    assert {each.name for each in judged if not each.holds} == DRAWN_BROKEN[broken]
+    assert [each.name for each in judged] == list(CLAIMS["grpo"])
+
+
 def test_every_claim_has_been_seen_to_fail() -> None:
-    assert set().union(*BROKEN.values()) == set(CLAIMS["sft"])
+    seen = set().union(*BROKEN.values(), *DRAWN_BROKEN.values())
+    assert seen == {name for claims in CLAIMS.values() for name in claims}

@@ -3,7 +3,7 @@
     cell.json                 the cell's name
     sessions.json             of each session: exit code, memory, what it left, and the phases with their cost
     at_kill/                  metrics.jsonl and run.json as they were when the first session was killed
-    out/                      the run itself: metrics.jsonl, run.json, summary.json, checkpoints/
+    out/                      the run itself: metrics.jsonl, run.json, summary.json, checkpoints/, completions.jsonl
     reload.json               how far the exports are from the trained weights
     hardware.json
 
@@ -88,6 +88,12 @@ class Evidence:
     def steps(self) -> list[StepRecord]:
         """The records of steps."""
         return [each for each in self.records if isinstance(each, StepRecord)]
+
+    @cached_property
+    def completions(self) -> list[dict[str, Any]]:
+        """Each completion that was drawn and judged."""
+        lines = self._there("out/completions.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     @cached_property
     def curve(self) -> list[Point]:

@@ -27,12 +27,12 @@ from tests.support.tolerances import (
     SMOKE_CURVE_LIGER_RELATIVE,
     SMOKE_CURVE_RELATIVE,
 )
-from training.config import DpoConfig, SftConfig
+from training.config import DpoConfig, GrpoConfig, KtoConfig, PpoConfig, RewardConfig, SftConfig
 from training.plan import Machine, Plan, Refusal, plan
 
 FEATURES_TOGETHER_MAX = 3
 """Sets of features double with each row, and 20 rows would make a million: no night is as long. Three on one framework
-and one number of cards are already five choices that meet. A recipe beside the first is one of the three."""
+and one number of cards are already five choices that meet."""
 
 Settings = Mapping[str, Any]
 """Full names of settings and their values: {"parallel.offload": True}."""
@@ -70,6 +70,16 @@ class Recipe:
     settings: Settings
     config: type[SftConfig] = SftConfig
     """What the settings come to."""
+    num_features_max: int = 1
+    """Features that a cell of it has at most, but for those that `covering.py` chose. What features do to each other is
+    no matter of a recipe, so the first alone has many."""
+    meets: tuple[str, ...] = ()
+    """Features that it must be proven with before a change is merged: those whose code knows of what it adds. The first
+    recipe meets all of them."""
+    loss_falls_to: float = 0.8
+    """Share of the first loss that the last one must be below, where a loss falls at all."""
+    without: tuple[str, ...] = ()
+    """Features that none of its cells has."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Tables:
     frameworks: Mapping[str, Settings]
     features: Mapping[str, Feature]
     recipes: Mapping[str, Recipe]
-    """The first is proven with each single feature on each framework; what features do is no matter of a recipe."""
+    """The first is proven with each single feature on each framework, the others with each framework."""
 
 
 # Three times five steps with a checkpoint after each five, on 8 samples a step: two for each of four ranks, and more
@@ -97,6 +107,20 @@ ABBREVIATED: Settings = {
     "run.num_threads": 1,
     "run.out": "out",
 }
+
+# Rollouts of four completions of each of two prompts, for two steps each: the checkpoint after five is in the middle of
+# one. Nothing is held out, for a completion that nobody drew has no loss.
+REWARDED: Settings = {
+    **{name: value for name, value in ABBREVIATED.items() if name != "data.validation_fraction"},
+    "rl.rewards": ("rewards.py:share",),
+    "rl.steps_per_rollout": 2,
+    "rl.completion_tokens_max": 8,
+    "rl.kl_coefficient": 0.05,
+}
+
+COARSE = ("bf16", "adamw_8bit", "muon", "liger")
+"""What rounds so coarsely that another number of ranks would now and then draw another token, and from there on learn
+from other completions: no curve would be the one to follow."""
 
 PACKAGES = ("bitsandbytes", "liger_kernel")
 """What the machines of all variants have installed of what only some settings need."""
@@ -140,8 +164,24 @@ TABLES = Tables(
         "synchronous": Feature({"checkpoint.asynchronous": False}),
     },
     recipes={
-        "sft": Recipe(ABBREVIATED),
-        "dpo": Recipe(ABBREVIATED, DpoConfig),
+        "sft": Recipe(ABBREVIATED, num_features_max=FEATURES_TOGETHER_MAX),
+        # A pair travels in one pack, and is compared with what the model said before, or without its adapter.
+        "dpo": Recipe(
+            ABBREVIATED, DpoConfig, 2, meets=("lora", "bf16", "unpacked", "chunked_loss", "activation_checkpointing")
+        ),
+        "kto": Recipe(ABBREVIATED, KtoConfig, meets=("lora", "unpacked"), loss_falls_to=0.95),
+        # Another head, which learns beside an adapter too. Faster, pairs are told apart so well that rounding decides.
+        "reward": Recipe(
+            ABBREVIATED | {"optimizer.learning_rate_peak": 0.001}, RewardConfig, meets=("lora", "unpacked", "zero3")
+        ),
+        # Weights are gathered for drawing, and compared with a second model, or with the one under the adapter.
+        "grpo": Recipe(
+            REWARDED | {"rl.group_size": 4},
+            GrpoConfig,
+            meets=("lora", "zero3", "chunked_loss", "keep_gathered"),
+            without=COARSE,
+        ),
+        "ppo": Recipe(REWARDED, PpoConfig, meets=("lora", "zero3", "cpu_offload"), without=COARSE),
     },
 )
 
@@ -241,11 +281,10 @@ def _word(value: Any) -> str:
 
 
 def cells(tables: Tables = TABLES) -> Iterator[Cell]:
-    """Every cell with up to FEATURES_TOGETHER_MAX features, by recipe, variant, framework, cards and their number."""
+    """Every cell with as many features as its recipe may have, by recipe, variant, framework, cards and number."""
     subsets = list(_subsets(tables.features))
-    for number, (recipe, (variant, row)) in enumerate(itertools.product(tables.recipes, tables.variants.items())):
-        num_max = FEATURES_TOGETHER_MAX if number < len(tables.variants) else FEATURES_TOGETHER_MAX - 1
-        few = [each for each in subsets if len(each) <= num_max]
+    for (recipe, says), (variant, row) in itertools.product(tables.recipes.items(), tables.variants.items()):
+        few = [each for each in subsets if len(each) <= says.num_features_max and not {*each} & {*says.without}]
         for framework, cards, features in itertools.product(tables.frameworks, row.cards, few):
             yield Cell(recipe, variant, framework, cards, features, tables)
 

@@ -1,4 +1,7 @@
-"""Loads what a run exported as its user will, and the trained weights from the last checkpoint, and compares logits."""
+"""Loads what a run exported as its user will, and the trained weights from the last checkpoint, and compares logits.
+
+Of a reward model it is one value, that of the whole text.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from training.checkpoint.resume import load
 from training.config import LoraConfig
+from training.models.critic import add_critic
 from training.models.lora import add_adapter
 from training.models.quantize import nf4
 
@@ -35,24 +39,33 @@ def reload(where: Path, file: Path) -> None:
     checkpoint = where / "out/checkpoints" / (where / "out/checkpoints/latest").read_text().strip()
     base = partial(_base, where, run["plan"])
     before = _logits(base())
-    trained, num_weights = _trained(base(), checkpoint, run["plan"]["lora"])
+    trained, num_weights = _trained(base(), checkpoint, run["plan"])
     exports = {}
     for kind, directory in summary["exports"].items():
-        logits = _logits(_exported(base, kind, where / directory))
+        logits = _logits(_exported(base, kind, where / directory, run["plan"]))
         exports[kind] = {"difference": _distance(logits, trained), "moved": _distance(logits, before)}
     file.write_text(json.dumps({"num_weights": num_weights, "exports": exports}) + "\n", encoding="utf-8")
 
 
 def _base(where: Path, plan: Mapping[str, Any]) -> Any:
-    """The base model, in 4 bits if it was trained so."""
+    """The base model, in 4 bits if it was trained so; of a reward model, with a head that says 0."""
     quantization = nf4("fp32") if plan["quantization"] == "nf4" else None
-    return AutoModelForCausalLM.from_pretrained(where / "base", quantization_config=quantization)
+    if plan["recipe"] != "reward":
+        return AutoModelForCausalLM.from_pretrained(where / "base", quantization_config=quantization)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        where / "base", quantization_config=quantization, num_labels=1
+    )
+    torch.nn.init.zeros_(model.score.weight)
+    return model
 
 
-def _trained(model: Any, checkpoint: Path, lora: Mapping[str, Any] | None) -> tuple[Tensor, int]:
+def _trained(model: Any, checkpoint: Path, plan: Mapping[str, Any]) -> tuple[Tensor, int]:
     """The logits of the weights in a checkpoint, and how many are trained."""
+    lora = plan["lora"]
     if lora is not None:
         model = add_adapter(model, LoraConfig(**{**lora, "target_modules": tuple(lora["target_modules"])}))
+    if plan["recipe"] == "ppo":
+        add_critic(model)
     saved = load(checkpoint, elastic=True).tensors["parameters"]
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     unknown, absent = saved.keys() - model.state_dict().keys(), trained.keys() - saved.keys()
@@ -62,9 +75,10 @@ def _trained(model: Any, checkpoint: Path, lora: Mapping[str, Any] | None) -> tu
     return _logits(model), sum(each.numel() for each in trained.values())
 
 
-def _exported(base: Callable[[], Any], kind: str, directory: Path) -> Any:
+def _exported(base: Callable[[], Any], kind: str, directory: Path, plan: Mapping[str, Any]) -> Any:
     if kind != "adapter":
-        return AutoModelForCausalLM.from_pretrained(directory)
+        auto = AutoModelForSequenceClassification if plan["recipe"] == "reward" else AutoModelForCausalLM
+        return auto.from_pretrained(directory)
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base(), str(directory))
@@ -78,4 +92,5 @@ def _logits(model: Any) -> Tensor:
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    return ((one - other).abs().max() / other.abs().max()).item()
+    """Between two sets of logits, relative to the largest of both."""
+    return ((one - other).abs().max() / torch.maximum(one.abs().max(), other.abs().max())).item()

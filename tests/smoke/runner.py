@@ -3,6 +3,7 @@
 What happens is in `prove`, in order. What it shows is for claims.py to say; here nothing is judged.
 """
 
+import inspect
 import json
 import multiprocessing
 import shutil
@@ -19,15 +20,23 @@ from tests.smoke.claims import CLAIMS, PHASES, judge
 from tests.smoke.evidence import Evidence
 from tests.smoke.hardware import hardware, versions
 from tests.smoke.matrix import Cell
+from tests.smoke.rewards import share
 from tests.smoke.session import Session, run_session
 from tests.smoke.verdict import Phase, verdict
-from tests.support.chats import preferred_sums, sums, write_jsonl
+from tests.support.chats import asked_sums, labelled_sums, preferred_sums, sums, write_jsonl
 from training.config import RunConfig
 from training.models.tiny import save_tiny
 
 NUM_SAMPLES = 36
 
-DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {"sft": sums, "dpo": preferred_sums}
+DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {
+    "sft": sums,
+    "dpo": preferred_sums,
+    "kto": labelled_sums,
+    "reward": preferred_sums,
+    "grpo": asked_sums,
+    "ppo": asked_sums,
+}
 """What each recipe learns from: so many samples."""
 
 
@@ -78,10 +87,12 @@ def preload(cell: Cell) -> None:
 
 
 def set_up(cell: Cell, folder: Path) -> None:
-    """Writes a tiny model and samples, as a person would have them."""
+    """Writes a tiny model, samples and a reward, as a person would have them."""
     (folder / "cell.json").write_text(json.dumps({"name": cell.name}) + "\n", encoding="utf-8")
     save_tiny(folder / cell.settings["model.path"])
     write_jsonl(folder / cell.settings["data.path"], DATA[cell.recipe](NUM_SAMPLES))
+    if "rl.rewards" in cell.settings:
+        (folder / "rewards.py").write_text(inspect.getsource(share), encoding="utf-8")
 
 
 def forked(work: Callable[..., object], *arguments: Any) -> None:

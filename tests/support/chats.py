@@ -56,6 +56,19 @@ def preferred_sums(num: int) -> list[dict[str, Any]]:
     ]
 
 
+def labelled_sums(num: int) -> list[dict[str, Any]]:
+    """`num` answers, every other one right and labelled so."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair["rejected" if n % 2 else "chosen"], "label": n % 2 == 0}
+        for n, pair in enumerate(preferred_sums(num))
+    ]
+
+
+def asked_sums(num: int) -> list[dict[str, Any]]:
+    """`num` prompts that ask for a sum."""
+    return [{"prompt": f"{n % 7} + {n % 5}?", "answer": str(n % 7 + n % 5)} for n in range(num)]
+
+
 def write_jsonl(path: Path, lines: Iterable[dict[str, Any] | str | bytes]) -> Path:
     """Writes a line for each value, dictionaries as JSON, strings and bytes as they are; returns the path."""
     with open(path, "wb") as file:
