@@ -108,18 +108,18 @@ def test_every_backend_takes_the_steps_of_layers_that_are_not_compiled(
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compiled(
-    directory: Path, compilers: Path, monkeypatch: pytest.MonkeyPatch, feature: str
+    directory: Path, compilers: Path, feature: str
 ) -> None:
     """Dropout and noise draw the same places: a compiler has generators of its own, and is kept from them."""
     settings, relative = FEATURES[feature]
     settings = {**PLACES["single"], **settings}
-    # Nothing below the first layer is trained with an adapter, so its input needs no gradient and its code is its own.
-    # That is two kinds of layer: to compile for a third raises.
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", "lora" not in settings)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     plain = trained(directory, f"plain, {feature}", **settings)
     assert not list(compilers.iterdir())
-    assert_same(trained(directory, feature, compile=True, **settings), plain, relative)
+    # Nothing below the first layer is trained with an adapter, so its input needs no gradient and its code is its own.
+    # That is two kinds of layer: to compile for a third raises.
+    with torch._dynamo.config.patch(error_on_recompile="lora" not in settings, recompile_limit=2):
+        ours = trained(directory, feature, compile=True, **settings)
+    assert_same(ours, plain, relative)
     assert len(list(compilers.iterdir())) == 1
 
 
