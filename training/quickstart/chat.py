@@ -4,7 +4,7 @@ from pathlib import Path
 
 from training.quickstart.chitchat import data_file, prompts, read_conversations, sample, split
 from training.quickstart.smollm import write_smollm
-from training.quickstart.task import Data, Prompt, Task
+from training.quickstart.task import Data, Goal, Prompt, Task
 
 NUM_TRAINING_MAX = 1024
 """More than minutes on a CPU get through, so that no conversation is seen twice."""
@@ -16,6 +16,9 @@ NUM_SET_ASIDE = 240
 """Held out to find prompts in; the loss is taken on the first of them."""
 
 NUM_PROMPTS = 4
+
+NUM_ASKED_HELD_OUT = 32
+"""Openings on which the reward of the second act is told."""
 
 
 def chat_task() -> Task:
@@ -36,6 +39,18 @@ def chat_task() -> Task:
         num_new_tokens_max=40,
         held_out_are="conversations",
         loss_unit="nats per token of the answers",
+        goal=Goal(
+            title="Then it is rewarded for asking back",
+            pattern=r"[^\n?]{1,100}\?",
+            wanted="one line of at most 100 characters that ends with its only question mark",
+            prompts_are="openings",
+            settings=(
+                *("--precision", "bf16" if has_bf16() else "fp32"),
+                *("--samples-per-step", "16", "--group-size", "8", "--tokens-per-rank-max", "2048"),
+                *("--lora", "--rank", "16", "--learning-rate-peak", "1e-3", "--shape", "constant"),
+            ),
+            num_new_tokens_max=32,
+        ),
     )
 
 
@@ -51,7 +66,14 @@ def chat_data(seed: int) -> Data:
         held_out=[sample(turns) for turns in divided.held_out[:NUM_HELD_OUT]],
         prompts=[Prompt(question, answer) for question, answer in prompts(unseen, NUM_PROMPTS)],
         source="conversations between people from the wheel chitchat-dataset (MIT)",
+        asked=list(dict.fromkeys(turns[0] for turns in divided.training if is_opening(turns[0]))),
+        asked_held_out=list(dict.fromkeys(turns[0] for turns in unseen if is_opening(turns[0])))[:NUM_ASKED_HELD_OUT],
     )
+
+
+def is_opening(text: str) -> bool:
+    """True of one line that can be answered without knowing more."""
+    return "\n" not in text and 3 <= len(text.split()) <= 20
 
 
 def has_bf16(cpu: Path = Path("/proc/cpuinfo")) -> bool:

@@ -1,12 +1,10 @@
-"""The quickstart from end to end: model, data, answers, training, answers again, report. Read it from top to bottom.
+"""The quickstart from end to end: model, data, answers, training, answers again, rewards, report. Read it in order.
 
 Training goes the way of everybody's runs: words of the command line, through the command line's own parser, to a plan,
 to the recipe. The same words are printed, so that a reader can type them.
 """
 
 import io
-import os
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -14,19 +12,19 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from training import recipes
 from training.checkpoint.lock import only_process
-from training.cli import expanded, parser, to_config
 from training.errors import EXIT_INTERRUPTED
 from training.metrics.progress import duration
 from training.metrics.records import Record, StepRecord, ValidationRecord, read_records
 from training.metrics.summary import RunSummary
-from training.parallel.single import machine
-from training.plan import Refusal, plan
 from training.quickstart.answers import answers
 from training.quickstart.folder import Place, State
-from training.quickstart.report import Findings, describe, relative
+from training.quickstart.report import Findings, Rewarded, describe, relative
+from training.quickstart.rewarded import FOLDER, second_act
+from training.quickstart.shell import say, train, typed
 from training.quickstart.task import Data, Task, write_jsonl
+
+PICTURE = "curves.png"
 
 NUM_STEPS_MEASURED = 3
 """The first is slower than all others, so it is not counted."""
@@ -99,13 +97,19 @@ def _quickstart(task: Task, folder: Path, state: State, draw: Draw | None) -> in
 
     say("after", f"the same {len(questions)} prompts to the trained model …")
     after = answers(run / task.trained, questions, is_chat=task.is_chat, num_new_tokens_max=task.num_new_tokens_max)
+    state, rewarded = second_act(task, folder, data, state)
+    if rewarded is None:
+        return EXIT_INTERRUPTED
+
+    assert state.before is not None
     held_out = f"{len(data.held_out)} {task.held_out_are}"
-    picture = folder / "loss.png"
     records = list(read_records(run / "metrics.jsonl"))
     if draw is not None:
-        draw(records, picture, title=task.title, loss_unit=task.loss_unit, held_out=held_out)
+        picture = folder / PICTURE
+        draw(records, picture, title=task.title, loss_unit=task.loss_unit, held_out=held_out, rewarded=rewarded)
     losses = losses_table(records) if draw is None else ""
-    text = describe(findings(task, folder, summary, data, before=state.before, after=after, losses=losses))
+    found = findings(task, folder, summary, data, before=state.before, after=after, losses=losses, rewarded=rewarded)
+    text = describe(found)
     (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
     replace(state, is_finished=True).write(folder)
     print(f"\n{text}")
@@ -146,15 +150,6 @@ def sft_words(task: Task, folder: Path, state: State) -> list[str]:
     ]
 
 
-def train(words: list[str]) -> RunSummary:
-    """Runs the recipe as the command line does."""
-    parsed = parser().parse_args(expanded(words))
-    answer = plan(to_config(parsed[parsed.command]), machine())
-    if isinstance(answer, Refusal):
-        raise answer.as_error()
-    return recipes.train(answer)
-
-
 def findings(
     task: Task,
     folder: Path,
@@ -164,6 +159,7 @@ def findings(
     before: Iterable[str],
     after: Iterable[str],
     losses: str,
+    rewarded: Rewarded,
 ) -> Findings:
     """What the run has to say, put together."""
     run = folder / "run"
@@ -177,7 +173,8 @@ def findings(
         "checkpoints": "to go on from",
     }
     written = {relative(run / name): what for name, what in files.items() if (run / name).exists()}
-    pictures = {} if losses else {relative(folder / "loss.png"): "training loss, and held-out loss, over the run"}
+    written[relative(folder / FOLDER)] = "the same of the second act, and every completion with its reward"
+    pictures = {} if losses else {relative(folder / PICTURE): "losses of the first act and rewards of the second"}
     mine = "chat.jsonl" if task.is_chat else "text.jsonl"
     own = ["--model", relative(folder / "base"), "--data", mine, "--out", "my-run"]
     line = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
@@ -199,6 +196,7 @@ def findings(
         before=list(before),
         after=list(after),
         losses=losses,
+        rewarded=rewarded,
         files=pictures | written,
         commands={
             f"your own data: {mine} with lines like {line}": typed(["sft", *own]),
@@ -206,12 +204,6 @@ def findings(
             "every setting, with its unit and default": typed(["sft", "--help"]),
         },
     )
-
-
-def typed(words: list[str]) -> str:
-    """The words as a person types them where this program was started."""
-    program = "./bazelw run //training --" if "BUILD_WORKING_DIRECTORY" in os.environ else "python -m training"
-    return f"{program} {shlex.join(words)}"
 
 
 def losses_table(records: Iterable[Record]) -> str:
@@ -225,8 +217,3 @@ def losses_table(records: Iterable[Record]) -> str:
         elif isinstance(each, StepRecord) and each.step % max(1, num_steps // NUM_LINES_OF_PROGRESS) == 0:
             lines.append(f"{each.step:>6}  {each.loss:8.4f}")
     return "\n".join(lines)
-
-
-def say(what: str, text: str) -> None:
-    """Prints a line of progress of the quickstart itself."""
-    print(f"{what:<11} {text}", flush=True)

@@ -6,7 +6,7 @@ of the run and the answers before training are known, so that the same command a
 
 import itertools
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from training.errors import ConfigError
@@ -25,6 +25,10 @@ class State:
     """Derived once, from measured steps; the schedule depends on it, so a resumed run keeps it."""
     before: tuple[str, ...] | None = None
     """The answers before training."""
+    drawn: tuple[str, ...] | None = None
+    """The answers of the tuned model in the second act, before it is rewarded."""
+    rewarded_steps: int | None = None
+    """Steps of the second act, derived once like num_steps."""
     is_finished: bool = False
 
     def is_same_run(self, other: "State") -> bool:
@@ -56,8 +60,8 @@ def read_state(folder: Path) -> State | None:
     """The state of a folder; None if no quickstart, or one of another version, runs in it."""
     try:
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        before = values.pop("before")
-        return State(**values, before=tuple(before) if before is not None else None)
+        said = {name: values.pop(name) for name in ("before", "drawn")}
+        return State(**values, **{name: None if each is None else tuple(each) for name, each in said.items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -83,7 +87,7 @@ def find_place(wanted: Path, asked: State) -> Place:
         state = None if is_free else read_state(folder)
         if is_free:
             said = f"{', '.join(kept)}: left as it is. This run goes to {folder.name}." if kept else ""
-            return Place(folder, replace(asked, num_steps=None, before=None, is_finished=False), said)
+            return Place(folder, State(asked.task, asked.seed, asked.seconds), said)
         if state and not state.is_finished and state.is_same_run(asked):
             return Place(folder, state, f"{folder.name} holds this run, unfinished: going on where it stopped.")
         kept.append(f"{folder.name} ({state.describe() if state else 'something else'})")

@@ -12,10 +12,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.metrics.progress import duration
+from training.metrics.records import Record, StepRecord
 from training.quickstart.task import Prompt
 
 WIDTH = 100
 GUTTER = " │ "
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What the second act has to say."""
+
+    title: str
+    wanted: str
+    """What an answer must be to be rewarded."""
+    held_out: str
+    """What the reward is told of, and of how many."""
+    reward_before: float
+    reward_after: float
+    records: Sequence[Record]
+    """Those of its metrics.jsonl; at least one step."""
+    seconds: float
+    prompts: Sequence[str]
+    """A few of them, with an answer drawn before and one after."""
+    before: Sequence[str]
+    after: Sequence[str]
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """The records of its steps."""
+        return [each for each in self.records if isinstance(each, StepRecord)]
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,7 @@ class Findings:
     after: Sequence[str]
     losses: str
     """A table of losses, where no plot could be drawn; else empty."""
+    rewarded: Rewarded
     files: dict[str, str]
     """Path of each thing that was written, and what it is."""
     commands: dict[str, str] = field(default_factory=dict)
@@ -68,6 +95,8 @@ def describe(found: Findings) -> str:
             answers_table(found.prompts, found.before, found.after),
             "",
             *([rule("losses, since matplotlib is not there to draw a plot"), found.losses, ""] if found.losses else []),
+            *described_rewards(found.rewarded),
+            "",
             rule("written"),
             *(f"{path:<42}  {what}" for path, what in found.files.items()),
             "",
@@ -75,6 +104,22 @@ def describe(found: Findings) -> str:
             *(f"{what}:\n    {command}" for what, command in found.commands.items()),
         ]
     )
+
+
+def described_rewards(found: Rewarded) -> list[str]:
+    """The second act."""
+    num_drawn = sum(each.num_samples for each in found.steps)
+    lines = [
+        rule(found.title),
+        "",
+        f"{'rewarded':<14}{found.wanted}",
+        f"{'trained':<14}{len(found.steps)} steps of GRPO on {num_drawn:,} answers in {duration(found.seconds)}",
+        f"{'reward':<14}{found.reward_before:.2f} before, {found.reward_after:.2f} after, "
+        f"as a mean over {found.held_out}, an answer drawn to each",
+    ]
+    for prompt, old, new in zip(found.prompts, found.before, found.after, strict=True):
+        lines += ["", *_wrapped(f"“{prompt.strip()}”", WIDTH), *side_by_side(f"before: {old}", f"after: {new}")]
+    return lines
 
 
 def answers_table(prompts: Sequence[Prompt], before: Sequence[str], after: Sequence[str]) -> str:

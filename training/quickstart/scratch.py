@@ -8,10 +8,13 @@ from pathlib import Path
 
 from training.models.tiny import tiny_model, tiny_tokenizer
 from training.quickstart.library import read_modules, split
-from training.quickstart.task import Data, Prompt, Task
+from training.quickstart.task import Data, Goal, Prompt, Task
 
 PROMPTS = ("Return the ", "Raise an ", "This function ", "If the file ")
 """Beginnings to be continued. Every manual has them, so these are not held out; what follows is the model's own."""
+
+NUM_ASKED_HELD_OUT = 64
+"""Beginnings on which the reward of the second act is told."""
 
 NUM_CHARACTERS_TRAINING_MAX = 1_500_000
 NUM_CHARACTERS_HELD_OUT_MIN = 40_000
@@ -36,6 +39,17 @@ def scratch_task() -> Task:
         num_new_tokens_max=70,
         held_out_are="docstrings",
         loss_unit="nats per byte",
+        goal=Goal(
+            title="Then it is rewarded for lines that end with a full stop",
+            pattern=r"[a-z ]{12,60}\.",
+            wanted="one line of 12 to 60 small letters and spaces, and a full stop at its end",
+            prompts_are="beginnings",
+            settings=(
+                *("--kind", "text", "--samples-per-step", "32", "--group-size", "8", "--tokens-per-rank-max", "4096"),
+                *("--learning-rate-peak", "1e-3", "--shape", "constant"),
+            ),
+            num_new_tokens_max=72,
+        ),
     )
 
 
@@ -68,4 +82,12 @@ def scratch_data(seed: int) -> Data:
         held_out=[{"text": text} for text in held_out],
         prompts=[Prompt(text) for text in PROMPTS],
         source="docstrings of this Python's standard library",
+        asked=(asked := beginnings(training)),
+        asked_held_out=[each for each in beginnings(held_out) if each not in set(asked)][:NUM_ASKED_HELD_OUT],
     )
+
+
+def beginnings(documents: list[str]) -> list[str]:
+    """The first two words of each document that begins with a sentence, each pair once, in their order."""
+    words = (document.split()[:2] for document in documents)
+    return list(dict.fromkeys(f"{one} {two} " for one, two in words if one.isalpha() and two.isalpha()))

@@ -24,6 +24,27 @@ class Data:
     prompts: list[Prompt]
     source: str
     """Where it comes from, in a few words."""
+    asked: list[str]
+    """Prompts of the second act, to draw answers to and learn from them."""
+    asked_held_out: list[str]
+    """Others, on which its reward is told."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the second act rewards."""
+
+    title: str
+    """What is learned, above its plot and its part of the report."""
+    pattern: str
+    """A regular expression: an answer that it matches is worth 1, any other 0."""
+    wanted: str
+    """The same for people."""
+    prompts_are: str
+    """What it is asked, in the plural."""
+    settings: tuple[str, ...]
+    """Words for the command line of `grpo`, beside model, data, reward, length and seed."""
+    num_new_tokens_max: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,8 @@ class Task:
     held_out_are: str
     """What the held-out samples are, in the plural."""
     loss_unit: str
+    goal: Goal
+    """Of the second act."""
 
 
 def write_jsonl(path: Path, samples: Iterable[dict[str, Any]]) -> None:
