@@ -3,9 +3,35 @@ from pathlib import Path
 
 import pytest
 
-from training.quickstart.report import WIDTH, Findings, describe, relative, side_by_side
+from training.metrics.records import StepRecord
+from training.quickstart.report import WIDTH, Findings, Rewarded, describe, relative, side_by_side
 from training.quickstart.task import Prompt
 
+STEP = StepRecord(
+    step=1,
+    epoch=0,
+    loss=0.1,
+    gradient_norm=1.0,
+    learning_rate=1e-3,
+    num_samples=16,
+    num_tokens=600,
+    num_weighted_tokens=200,
+    num_microbatches=1,
+    seconds=2.0,
+    metrics={"reward_mean": 0.5},
+)
+REWARDED = Rewarded(
+    title="It is rewarded",
+    wanted="a question",
+    held_out="32 held-out openings",
+    reward_before=0.25,
+    reward_after=0.75,
+    records=[STEP, STEP],
+    seconds=61.0,
+    prompts=["hi"],
+    before=["hello"],
+    after=["you?"],
+)
 FOUND = Findings(
     title="A model learns",
     loss_unit="nats per token of the answers",
@@ -19,7 +45,8 @@ FOUND = Findings(
     before=["As an assistant I have no feelings. " * 4, "Because."],
     after=["good 😀\nyou?", "idk"],
     losses="",
-    files={"q/loss.png": "both losses"},
+    rewarded=REWARDED,
+    files={"q/curves.png": "both losses"},
     commands={"your own data": "python -m training sft"},
 )
 
@@ -29,7 +56,7 @@ def test_the_report_says_what_was_learned_in_units() -> None:
     assert "50 steps, 30,000 tokens in 2m 00s (250 tokens/s)" in text
     assert "4.00 before, 3.31 after (nats per token of the answers; lower is better)" in text
     assert "on 24 conversations that training never saw: on average a token is now 2.0 times as likely" in text
-    assert "q/loss.png" in text
+    assert "q/curves.png" in text
     assert "    python -m training sft" in text
 
 
@@ -44,6 +71,15 @@ def test_without_a_plot_the_losses_are_a_table_and_that_is_said() -> None:
     text = describe(Findings(**{**vars(FOUND), "losses": "step loss"}))
     assert "losses, since matplotlib is not there to draw a plot ──" in text
     assert "\nstep loss\n" in text
+
+
+def test_the_second_act_says_what_it_rewarded_and_by_how_much_that_grew() -> None:
+    text = describe(FOUND)
+    assert "rewarded      a question\n" in text
+    assert "2 steps of GRPO on 32 answers in 1m 01s" in text
+    assert "0.25 before, 0.75 after, as a mean over 32 held-out openings, an answer drawn to each" in text
+    (line,) = (each for each in text.splitlines() if "before: hello" in each)
+    assert line.split("│")[1].strip() == "after: you?"
 
 
 def test_answers_stand_side_by_side_below_their_prompt() -> None:
