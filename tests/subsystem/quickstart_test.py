@@ -48,6 +48,17 @@ def test_a_newcomer_gets_a_model_its_metrics_and_a_report_and_a_second_run_loses
     assert f"{held_out[0]:.2f} before, {held_out[-1]:.2f} after (nats per byte" in report
     assert "“Return the”" in report
     assert "matplotlib is not there" in report
+
+    # The second act goes on from the first one's model, and what it printed is what it left.
+    told = re.search(r"(\d\.\d\d) before, (\d\.\d\d) after, as a mean over \d+ held-out beginnings", report)
+    assert told
+    assert json.loads((out / "quickstart.json").read_text())["rewarded_steps"] >= 2
+    rewarded = [each for each in read_records(out / "rewarded/metrics.jsonl") if isinstance(each, StepRecord)]
+    completions = [json.loads(line) for line in (out / "rewarded/completions.jsonl").read_text().splitlines()]
+    assert f"{len(rewarded)} steps of GRPO on {len(completions)} answers" in report
+    assert {each["reward"] for each in completions} <= {0.0, 1.0}
+    assert "training grpo --model plumbline-quickstart/run/model" in said
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(out / "rewarded" / "model")
     assert "python -m training sft --model plumbline-quickstart/base --data text.jsonl --out my-run" in report
     for path in ("run/model", "run/metrics.jsonl", "run/checkpoints"):
         assert f"{OUT}/{path}" in report
@@ -60,15 +71,14 @@ def test_a_newcomer_gets_a_model_its_metrics_and_a_report_and_a_second_run_loses
     base: Any = AutoModelForCausalLM.from_pretrained(out / "base")
     ids = AutoTokenizer.from_pretrained(out / "run" / "model")("Return the ", return_tensors="pt")["input_ids"]
     assert not torch.equal(trained(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert not torch.equal(reloaded(input_ids=ids).logits, base(input_ids=ids).logits)
 
     # A second time: the first is left as it is, and that is said.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    process = started("--seconds", "1", where=tmp_path)
-    said, errors = process.communicate()
-    assert process.returncode == 0, errors
+    said = "".join(interrupted(started("--seconds", "20", where=tmp_path), at=r"step [1-9]\d*/\d+  loss"))
     assert f"{OUT} (finished from-scratch, seed 0, 1 s): left as it is. This run goes to {OUT}-2." in said
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert (tmp_path / f"{OUT}-2" / "report.txt").is_file()
+    assert (tmp_path / f"{OUT}-2" / "quickstart.json").is_file()
 
 
 def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:

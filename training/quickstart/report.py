@@ -32,7 +32,6 @@ class Rewarded:
     reward_after: float
     records: Sequence[Record]
     """Those of its metrics.jsonl; at least one step."""
-    seconds: float
     prompts: Sequence[str]
     """A few of them, with an answer drawn before and one after."""
     before: Sequence[str]
@@ -42,6 +41,11 @@ class Rewarded:
     def steps(self) -> list[StepRecord]:
         """The records of its steps."""
         return [each for each in self.records if isinstance(each, StepRecord)]
+
+    @property
+    def seconds(self) -> float:
+        """What they took, drawing included, which a step's own seconds leave out."""
+        return sum(each.seconds + each.metrics["seconds_generating"] for each in self.steps)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from training.data.prompts import PromptSample, render_prompt
 from training.data.samples import Message
 from training.metrics.progress import duration
 from training.metrics.records import StepRecord, read_records
-from training.metrics.summary import RunSummary
 from training.models.load import load_model
 from training.quickstart.answers import NOTHING, readable
 from training.quickstart.folder import State
@@ -69,7 +68,7 @@ def second_act(task: Task, folder: Path, data: Data, state: State) -> tuple[Stat
         return state, None
     say("after", f"the same {goal.prompts_are} to the rewarded model …")
     after = drawn_by(task, folder / FOLDER / task.trained, data.asked_held_out, seed=state.seed)
-    return state, findings(goal, folder, summary, data, before=state.drawn, after=after.texts)
+    return state, findings(goal, folder, data, before=state.drawn, after=after.texts)
 
 
 def reward_of(goal: Goal, texts: Sequence[str]) -> float:
@@ -114,9 +113,7 @@ def grpo_words(task: Task, folder: Path, state: State) -> list[str]:
     ]
 
 
-def findings(
-    goal: Goal, folder: Path, summary: RunSummary, data: Data, *, before: Sequence[str], after: Sequence[str]
-) -> Rewarded:
+def findings(goal: Goal, folder: Path, data: Data, *, before: Sequence[str], after: Sequence[str]) -> Rewarded:
     """What it came to."""
     shown = range(min(NUM_SHOWN, len(before)))
     return Rewarded(
@@ -126,7 +123,6 @@ def findings(
         reward_before=reward_of(goal, before),
         reward_after=reward_of(goal, after),
         records=tuple(read_records(folder / FOLDER / "metrics.jsonl")),
-        seconds=summary.seconds,
         prompts=[data.asked_held_out[at] for at in shown],
         before=[readable(before[at]) or NOTHING for at in shown],
         after=[readable(after[at]) or NOTHING for at in shown],

@@ -18,7 +18,7 @@ STEP = StepRecord(
     num_weighted_tokens=200,
     num_microbatches=1,
     seconds=2.0,
-    metrics={"reward_mean": 0.5},
+    metrics={"reward_mean": 0.5, "seconds_generating": 28.5},
 )
 REWARDED = Rewarded(
     title="It is rewarded",
@@ -27,7 +27,6 @@ REWARDED = Rewarded(
     reward_before=0.25,
     reward_after=0.75,
     records=[STEP, STEP],
-    seconds=61.0,
     prompts=["hi"],
     before=["hello"],
     after=["you?"],
