@@ -60,8 +60,9 @@ def read_state(folder: Path) -> State | None:
     """The state of a folder; None if no quickstart, or one of another version, runs in it."""
     try:
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        said = {name: values.pop(name) for name in ("before", "drawn")}
-        return State(**values, **{name: None if each is None else tuple(each) for name, each in said.items()})
+        for name in ("before", "drawn"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return State(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
