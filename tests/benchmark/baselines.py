@@ -27,6 +27,9 @@ SCHEMA = 1
 FILE = "benchmark.json"
 """A verdict of this tier; a verdict.json would be counted as a cell of the smoke matrix."""
 
+MISSED_REWARD = "missed reward"
+"""What a curve is of, where it is not of the loss: 1 less the mean reward of a step's completions."""
+
 Verdict = dict[str, Any]
 Baselines = dict[str, dict[str, Any]]
 """Cell → seeds, metrics, versions, hardware."""

@@ -1,10 +1,11 @@
-"""What the benchmark tunes: a task, the features it is tuned with, and the seeds. A new permutation is one row here."""
+"""What the benchmark trains: a task, a recipe, its features, and the seeds. A new permutation is one row here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmark.tasks.arithmetic import ARITHMETIC
 from tests.benchmark.tasks.task import Task
+from training.config import RecipeKind
 
 Words = tuple[str, ...]
 
@@ -22,15 +23,24 @@ class Cell:
     least: dict[str, float]
     """Metrics with the least that each seed must reach, whatever the baseline says: the task's promise."""
     warm_up: Words | None = None
-    """Settings of a run before, with all weights, that makes the model to start from out of the task's."""
+    """Settings of a run of sft before, with all weights, that makes the model to start from out of the task's. It
+    reads what `judging` says of the cell's recipe: the same conversations, or good and bad ones."""
+    recipe: RecipeKind = "sft"
+    least_gain: dict[str, float] = field(default_factory=dict)
+    """Metrics with the least by which each seed must be above the model that it started from."""
     framework: str = "single"
     num_ranks: int = 1
 
     @property
     def name(self) -> str:
-        """arithmetic_lora, arithmetic_full_ddp_x2."""
+        """arithmetic_lora, arithmetic_full_ddp_x2, arithmetic_grpo_full."""
         ranks = () if self.framework == "single" else (f"{self.framework}_x{self.num_ranks}",)
-        return "_".join((self.task.name, *(self.features or ("full",)), *ranks))
+        return "_".join((self.lesson, *(self.features or ("full",)), *ranks))
+
+    @property
+    def lesson(self) -> str:
+        """What is learned and how, whatever the features: curves of one lesson can be held against each other."""
+        return self.task.name if self.recipe == "sft" else f"{self.task.name}_{self.recipe}"
 
     @property
     def export(self) -> Path:
@@ -69,4 +79,40 @@ ARITHMETIC_LORA = Cell(
     # model that has begun to learn the method and gets one sum in twenty right.
     warm_up=(*_SMALL, "--num-steps", "250"),
     least={"exact_match": 0.9},
+)
+
+# Those that learn from feedback start from a model that works sums in two ways, of which one is wrong; see the task.
+_TWO_WAYS: Words = (*_SMALL, "--num-steps", "500")
+ARITHMETIC_GRPO = Cell(
+    task=ARITHMETIC,
+    features=(),
+    recipe="grpo",
+    settings=(
+        *_SMALL[2:],
+        *("--samples-per-step", "256", "--sequences-per-call", "256", "--completion-tokens-max", "48"),
+        *("--learning-rate-peak", "5e-4", "--num-steps", "40"),
+    ),
+    seeds=_FIVE,
+    warm_up=_TWO_WAYS,
+    least={"exact_match": 0.5},
+    least_gain={"exact_match": 0.3},
+)
+ARITHMETIC_DPO = Cell(
+    task=ARITHMETIC,
+    features=(),
+    recipe="dpo",
+    settings=(*_SMALL, "--learning-rate-peak", "2e-4", "--num-steps", "60"),
+    seeds=_FIVE,
+    warm_up=_TWO_WAYS,
+    least={"reward_margin": 5.0, "win_rate": 0.95},
+    least_gain={"pairs_right": 0.3, "exact_match": 0.3},
+)
+ARITHMETIC_REWARD = Cell(
+    task=ARITHMETIC,
+    features=(),
+    recipe="reward",
+    settings=(*_SMALL, "--learning-rate-peak", "1e-3", "--num-steps", "60"),
+    seeds=_FIVE,
+    warm_up=_TWO_WAYS,
+    least={"pairs_right": 0.9},
 )

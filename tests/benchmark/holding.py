@@ -15,11 +15,12 @@ def outputs() -> Path:
     return Path(os.environ["TEST_UNDECLARED_OUTPUTS_DIR"])
 
 
-def run_all(cell: Cell, scratch: Path) -> list[dict[str, Any]]:
+def run_all(cell: Cell, scratch: Path, *, warmed_up: Path | None = None) -> list[dict[str, Any]]:
     """The verdicts of all seeds, each written as soon as it is there; a claim that a seed owes fails the test."""
     verdicts = []
     for seed in cell.seeds:
-        content = run(cell, seed, scratch / f"{cell.name}_{seed}", target=os.environ["TEST_TARGET"])
+        out = scratch / f"{cell.name}_{seed}"
+        content = run(cell, seed, out, target=os.environ["TEST_TARGET"], warmed_up=warmed_up)
         write_verdict(content, outputs())
         broken = [claim for claim in content["claims"] if not claim["holds"]]
         assert not broken, f"{cell.name}, seed {seed}: {broken}"
@@ -27,9 +28,15 @@ def run_all(cell: Cell, scratch: Path) -> list[dict[str, Any]]:
     return verdicts
 
 
-def hold(cell: Cell, scratch: Path) -> None:
-    """Fails if a metric's mean over the seeds is not what the baseline lets one expect."""
-    verdicts = run_all(cell, scratch)
+def hold(cell: Cell, scratch: Path, *, warmed_up: Path | None = None) -> None:
+    """Fails if a metric's mean over the seeds is not what the baseline lets one expect.
+
+    Args:
+        cell: what is trained.
+        scratch: a folder for the runs.
+        warmed_up: a folder for models to start from, of cells that share them.
+    """
+    verdicts = run_all(cell, scratch, warmed_up=warmed_up)
     baselines = read(BASELINES)
     table = diff(baselines, cell.name, verdicts)
     print(table)

@@ -5,6 +5,7 @@ A program of its own because faults are planted by replacing a function, and the
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from training import run
 from training.data.batch import Microbatch
+from training.data.pairs import Pair
 from training.models.forward import logits
+from training.recipes import dpo, reward
+from training.rollout import credit
 
 
 def labels_shifted() -> None:
@@ -26,7 +30,35 @@ def labels_shifted() -> None:
     run.logprobs = shifted
 
 
-FAULTS: dict[str, Callable[[], None]] = {"labels_shifted": labels_shifted}
+def advantages_negated() -> None:
+    """The better a completion does in its group, the less likely it becomes."""
+    healthy = credit.group_advantages
+    credit.group_advantages = lambda rewards_PN, **settings: -healthy(rewards_PN, **settings)
+
+
+def pairs_swapped() -> None:
+    """DPO learns what was rejected, as when a data set has its columns the other way round."""
+    healthy = dpo.pair_example
+    dpo.pair_example = lambda renderer, pair: healthy(renderer, swapped(pair))
+
+
+def ranking_swapped() -> None:
+    """The same for a reward model."""
+    healthy = reward.pair_example
+    reward.pair_example = lambda renderer, pair: healthy(renderer, swapped(pair))
+
+
+def swapped(pair: Pair) -> Pair:
+    """The pair with rejected in place of chosen."""
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "labels_shifted": labels_shifted,
+    "advantages_negated": advantages_negated,
+    "pairs_swapped": pairs_swapped,
+    "ranking_swapped": ranking_swapped,
+}
 
 
 def main() -> int:

@@ -5,11 +5,11 @@ from tests.benchmark.tasks.chat import CHAT
 from tests.benchmark.tasks.reasoning import REASONING
 from training.quickstart.chat import has_bf16
 
-_REAL: Words = (
+_ANY: Words = (
     *("--precision", "bf16" if has_bf16() else "fp32", "--device", "cpu", "--progress-steps-between", "10"),
-    *("--lora", "--rank", "16", "--learning-rate-peak", "1e-3", "--warmup-fraction", "0.1"),
-    *("--samples-per-step", "4", "--tokens-per-rank-max", "2048"),
+    *("--samples-per-step", "4", "--tokens-per-rank-max", "2048", "--warmup-fraction", "0.1"),
 )
+_REAL: Words = (*_ANY, "--lora", "--rank", "16", "--learning-rate-peak", "1e-3")
 _SEEDS = (0, 1, 2)
 
 CHAT_LORA = Cell(
@@ -17,4 +17,19 @@ CHAT_LORA = Cell(
 )
 REASONING_LORA = Cell(
     task=REASONING, features=("lora",), settings=(*_REAL, "--num-steps", "100"), seeds=_SEEDS, least={"win_rate": 0.55}
+)
+REASONING_GRPO = Cell(
+    task=REASONING,
+    features=("lora",),
+    recipe="grpo",
+    settings=(
+        *_REAL,
+        *("--samples-per-step", "64", "--sequences-per-call", "64", "--completion-tokens-max", "16"),
+        *("--learning-rate-peak", "2e-4", "--num-steps", "40"),
+    ),
+    seeds=_SEEDS,
+    # The model as it comes answers none of them, and so would never be rewarded.
+    warm_up=(*_ANY, "--learning-rate-peak", "1e-4", "--num-steps", "30"),
+    least={},
+    least_gain={"exact_match": 0.05},
 )

@@ -34,9 +34,12 @@ HIGHER_IS_BETTER = {
     "win_rate": True,
     "perplexity": False,
     "calibration_error": False,
+    "pairs_right": True,
+    "reward_margin": True,
+    "pair_surprise": False,
 }
 
-RESOLUTION = {"perplexity": 0.002, "calibration_error": 0.002}
+RESOLUTION = {"perplexity": 0.002, "calibration_error": 0.002, "reward_margin": 0.2, "pair_surprise": 0.005}
 """The least standard deviation that is believed; RESOLUTION_OF_SHARES for the others, which count problems."""
 
 RESOLUTION_OF_SHARES = 0.005

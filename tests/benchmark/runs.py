@@ -1,8 +1,8 @@
 """One run of one cell: model and data written, tuned through the real command line, judged, and a verdict of it.
 
 The verdict has the keys of the smoke tier's (`tools/ci/cells.py` reads both). Beside them are `benchmark`, the cell's
-name here; `metrics`, the battery for the tuned model; and `metrics_before`, the same for the model that it started
-from.
+name here; `metrics`, the figures of the trained model; `metrics_before`, the same for the model that it started from;
+and `curve_is`, for the curve is of what falls as a model learns: the loss, or what is missing of the rewards.
 """
 
 import json
@@ -11,18 +11,22 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.benchmark.baselines import MISSED_REWARD
 from tests.benchmark.cells import Cell, Words
-from tests.benchmark.measure import measure, metrics
+from tests.benchmark.judging import JUDGED_BY, Ends, Judged
+from tests.benchmark.tasks.task import Sample
 from tools.ci.cells import Cell as Row
 from tools.ci.cells import Claim, Phase, Point, Verdict
-from training.metrics.records import StepRecord, ValidationRecord, read_records
+from training.config import RecipeKind
+from training.metrics.records import StepRecord, read_records
 
 TRAINER: Words = ("training",)
 
@@ -48,7 +52,14 @@ class _Clock:
 
 
 def run(
-    cell: Cell, seed: int, out: Path, *, target: str, program: Words = TRAINER, extra: Words = ()
+    cell: Cell,
+    seed: int,
+    out: Path,
+    *,
+    target: str,
+    program: Words = TRAINER,
+    extra: Words = (),
+    warmed_up: Path | None = None,
 ) -> dict[str, Any]:
     """Tunes and judges one seed; returns the content of its verdict.
 
@@ -59,33 +70,38 @@ def run(
         target: label of the Bazel target, for the replay command.
         program: the module, with leading words, that is run in place of `training`; how a fault is planted.
         extra: further settings; they override the cell's.
+        warmed_up: a folder for models that have been warmed up: of cells that start from the same model, the first
+            leaves it there for the others. None leaves it in `out`.
 
     Raises:
         RuntimeError: the command line failed; its last words are in the message.
     """
-    clock = _Clock()
+    clock, judge = _Clock(), JUDGED_BY[cell.recipe]
     base = out / "base"
     with clock.phase("set_up", out):
         cell.task.make_model(base, seed)
         data = cell.task.make_data(seed)
-        write_jsonl(out / "train.jsonl", data.training)
-        write_jsonl(out / "held_out.jsonl", data.held_out)
     if cell.warm_up is not None:
-        with clock.phase("warm_up", out / "warm_up"):
-            _train(TRAINER, base, out, out / "warm_up", seed, cell.warm_up)
-        base = out / "warm_up" / "model"
+        lines = judge.warm_up(data)
+        # Named by all that it depends on.
+        digest = sha256(json.dumps([cell.task.name, seed, cell.warm_up, lines]).encode()).hexdigest()
+        warm = (warmed_up or out) / f"warm_up_{digest[:12]}"
+        if not (warm / "model").is_dir():
+            with clock.phase("warm_up", warm):
+                _train(TRAINER, "sft", base, warm, (*cell.warm_up, "--seed", str(seed)), lines, data.held_out)
+        base = warm / "model"
+    rewards = ("--rewards", json.dumps([cell.task.reward])) if judge.learns_from_rewards else ()
+    settings = (*rewards, *cell.settings, *extra, "--seed", str(seed))
     with clock.phase("train", out / "run"):
-        _train(program, base, out, out / "run", seed, (*cell.settings, *extra))
+        _train(program, cell.recipe, base, out / "run", settings, judge.training(data), judge.held_out(data))
     with clock.phase("judge", out / "judged"):
-        before = measure(base, cell.task, data, samples=False)
-        after = measure(out / "run" / cell.export, cell.task, data, samples=True)
+        judged = judge.figures(out / "run" / cell.export, base, cell.task, data)
     records = list(read_records(out / "run" / "metrics.jsonl"))
-    figures = metrics(after, before)
     verdict = Verdict(
         # Name and recipe are this seed's alone, so that a history compares it with its own past and with nothing else.
         cell=Row(
             f"{cell.name}_seed_{seed}",
-            f"{cell.task.name}_seed_{seed}",
+            f"{cell.lesson}_seed_{seed}",
             "cpu",
             cell.framework,
             cell.num_ranks,
@@ -93,10 +109,10 @@ def run(
         ),
         target=target,
         status="",
-        claims=tuple(_claims(cell, figures, [each.loss for each in records if isinstance(each, ValidationRecord)])),
+        claims=tuple(_claims(cell, judged, judge.ends(records))),
         phases=tuple(clock.phases),
         curve=tuple(
-            Point(each.step, round(each.loss, 6), round(each.gradient_norm, 6))
+            Point(each.step, round(judge.height(each), 6), round(each.gradient_norm, 6))
             for each in records
             if isinstance(each, StepRecord)
         ),
@@ -113,25 +129,41 @@ def run(
         **asdict(verdict),
         "status": status,
         "benchmark": cell.name,
-        "metrics": figures,
-        "metrics_before": {name: value for name, value in metrics(before, before).items() if name != "win_rate"},
+        "curve_is": MISSED_REWARD if judge.learns_from_rewards else "loss",
+        "metrics": judged.after,
+        "metrics_before": judged.before,
     }
 
 
-def _claims(cell: Cell, figures: dict[str, float], held_out_losses: list[float]) -> Iterator[Claim]:
+def _claims(cell: Cell, judged: Judged, ends: Ends) -> Iterator[Claim]:
     """What each seed owes by itself; the comparison with the baseline is over all of them."""
-    first, last = held_out_losses[0], held_out_losses[-1]
-    yield Claim("learns", "The held-out loss after training is below the one before.", last < first, last, first, "")
+    yield Claim("learns", ends.says, ends.last < ends.first, ends.last, ends.first, "")
     for name, least in cell.least.items():
         says = f"{name} reaches what the task promises."
-        yield Claim(f"least_{name}", says, figures[name] >= least, figures[name], least, "")
+        yield Claim(f"least_{name}", says, judged.after[name] >= least, judged.after[name], least, "")
+    for name, least in cell.least_gain.items():
+        gain = judged.after[name] - judged.before[name]
+        says = f"{name} has risen by what the task promises."
+        yield Claim(f"gain_{name}", says, gain >= least, gain, least, f"from {judged.before[name]:.4f}")
 
 
-def _train(program: Words, base: Path, data: Path, out: Path, seed: int, settings: Words) -> None:
+def _train(
+    program: Words,
+    recipe: RecipeKind,
+    base: Path,
+    out: Path,
+    settings: Words,
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
+) -> None:
+    """Runs the command line, on files beside `out`; without held-out samples there is no validation."""
     words = [
-        *(sys.executable, "-m", *program, "sft", "--model", str(base), "--out", str(out), "--seed", str(seed)),
-        *("--data", str(data / "train.jsonl"), "--validation-path", str(data / "held_out.jsonl"), *settings),
+        *(sys.executable, "-m", *program, recipe, "--model", str(base), "--out", str(out)),
+        *("--data", str(_written(out.with_name(f"{out.name}_training.jsonl"), training))),
+        *settings,
     ]
+    if held_out:
+        words += ["--validation-path", str(_written(out.with_name(f"{out.name}_held_out.jsonl"), held_out))]
     environment = {key: value for key, value in os.environ.items() if key != "BUILD_WORKING_DIRECTORY"} | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "HF_HUB_OFFLINE": "1",
@@ -156,6 +188,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def write_jsonl(path: Path, samples: list[dict[str, Any]]) -> None:
-    """Writes one line a sample."""
+def _written(path: Path, samples: Sequence[Sample]) -> Path:
+    """The file, with a line for each sample."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples), encoding="utf-8")
+    return path

@@ -8,17 +8,25 @@ others: a model of a hundred thousand weights learns the method in a minute, or 
 is what the benchmark asks. Nothing can be learned by heart that helps: a problem and its mirror image (457+386) are one
 problem, and no problem is on both sides of the split.
 
+Where rewards or pairs are to teach something, a model is first shown workings of which six in ten carry the wrong way
+round: one where there is none, and none where there is one. It comes to work sums in both ways, and rather in the wrong
+one. Which of them is right, only feedback says then: a reward for the right total, or a preference for one of two.
+
+    chosen:     6+7=13,8+5+1=14,3+4+1=8:843
+    rejected:   6+7=13,8+5=13,3+4=7:733
 """
 
 import random
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tests.benchmark.tasks.task import Data, Problem, Task, asked
+from tests.benchmark.tasks.task import Data, Problem, Sample, Task, asked
 from training.models.tiny import tiny_model, tiny_tokenizer
 
 SMALLEST, LARGEST = 100, 999
+SHARE_WRONG = 0.6
+"""Of the workings that a model is warmed up on."""
 NUM_TRAINING, NUM_HELD_OUT = 8000, 200
 HELD_OUT_SEED = -1
 """Not a seed that a run can have."""
@@ -40,12 +48,19 @@ class Sum(NamedTuple):
     @property
     def answer(self) -> str:
         """The assistant's turn: each column, then the sum."""
-        columns, carry = [], 0
-        for one, other in zip(reversed(str(self.a)), reversed(str(self.b)), strict=True):
+        return self.worked(wrongly=False)
+
+    def worked(self, *, wrongly: bool) -> str:
+        """Each column, then the sum; wrongly with a carry where there is none, and none where there is one."""
+        columns, found, carry = [], 0, 0
+        for at, (one, other) in enumerate(zip(reversed(str(self.a)), reversed(str(self.b)), strict=True)):
+            if wrongly and at:
+                carry = 1 - carry
             total = int(one) + int(other) + carry
             columns.append(f"{one}+{other}{'+1' if carry else ''}={total}")
             carry = total // 10
-        return f"{','.join(columns)}:{self.a + self.b}"
+            found += (total - 10 * carry) * 10**at
+        return f"{','.join(columns)}:{found + carry * 10 ** len(columns)}"
 
     @property
     def unordered(self) -> Unordered:
@@ -76,6 +91,22 @@ def judged(problem: Sum) -> Problem:
     return Problem(problem.question, lambda text: float(final_number(text) == right))
 
 
+def is_right(prompt: Any, completion: str, *, answer: int, **others: Any) -> float:
+    """The same judge as a reward of the command line's."""
+    return float(final_number(completion) == str(answer))
+
+
+def pair(problem: Sum) -> Sample:
+    """The right working and the wrong one."""
+    return {"prompt": problem.question, "chosen": problem.answer, "rejected": problem.worked(wrongly=True)}
+
+
+def either(problem: Sum) -> Sample:
+    """The sum with one of the two workings, drawn by the problem: rather the wrong one."""
+    wrongly = random.Random(problem.question).random() < SHARE_WRONG
+    return asked(problem.question, problem.worked(wrongly=wrongly))
+
+
 def arithmetic_data(seed: int) -> Data:
     """Sums to train on, drawn by the seed, and 200 held out, the same for all."""
     held_out = sums(NUM_HELD_OUT, seed=HELD_OUT_SEED)
@@ -84,6 +115,10 @@ def arithmetic_data(seed: int) -> Data:
         training=[asked(each.question, each.answer) for each in training],
         held_out=[asked(each.question, each.answer) for each in held_out],
         problems=[judged(each) for each in held_out],
+        prompts=[{"prompt": each.question, "answer": each.a + each.b} for each in training],
+        warm_up=[either(each) for each in training],
+        pairs=[pair(each) for each in training],
+        held_out_pairs=[pair(each) for each in held_out],
     )
 
 
@@ -102,4 +137,10 @@ def write_model(directory: Path, seed: int) -> None:
     tiny_tokenizer().save_pretrained(directory)
 
 
-ARITHMETIC = Task("arithmetic", write_model, arithmetic_data, num_new_tokens_max=48)
+ARITHMETIC = Task(
+    "arithmetic",
+    write_model,
+    arithmetic_data,
+    num_new_tokens_max=48,
+    reward="tests.benchmark.tasks.arithmetic:is_right",
+)

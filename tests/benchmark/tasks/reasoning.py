@@ -5,11 +5,12 @@ improved in minutes and neither is solved before. The package makes each problem
 the mark. Questions that are held out are never trained on, whatever the seed.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import reasoning_gym
 
-from tests.benchmark.tasks.task import Data, Problem, Task, asked
+from tests.benchmark.tasks.task import Data, Problem, Sample, Task, asked
 from training.quickstart.smollm import write_smollm
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -23,34 +24,65 @@ HELD_OUT_SEED, TRAINING_SEED = 1, 1000
 """Where the package's seeds begin; a run's seed is added to the second."""
 
 
+class Made(NamedTuple):
+    """A problem as the package makes it."""
+
+    kind: str
+    question: str
+    answer: str
+
+    @property
+    def shown(self) -> Sample:
+        """The question with its answer."""
+        return asked(self.question, self.answer)
+
+    @property
+    def problem(self) -> Problem:
+        """The question with its judge."""
+        return Problem(self.question, lambda text: mark(self.question, text, kind=self.kind, answer=self.answer))
+
+
 def reasoning_data(seed: int) -> Data:
     """Problems to train on, drawn by the seed, and problems held out, the same for all."""
-    held_out = _problems(NUM_HELD_OUT, seed=HELD_OUT_SEED, without=frozenset())
-    unseen = frozenset(problem.question for problem, _ in held_out)
-    training = _problems(NUM_TRAINING, seed=TRAINING_SEED + seed, without=unseen)
+    held_out = _made(NUM_HELD_OUT, seed=HELD_OUT_SEED, without=frozenset())
+    training = _made(NUM_TRAINING, seed=TRAINING_SEED + seed, without=frozenset(each.question for each in held_out))
     return Data(
-        training=[asked(problem.question, answer) for problem, answer in training],
-        held_out=[asked(problem.question, answer) for problem, answer in held_out],
-        problems=[problem for problem, _ in held_out],
+        training=[each.shown for each in training],
+        held_out=[each.shown for each in held_out],
+        problems=[each.problem for each in held_out],
+        prompts=[{"prompt": each.question, "kind": each.kind, "answer": each.answer} for each in training],
+        # Where no answer is right there is nothing to reward: a few are shown first.
+        warm_up=[each.shown for each in training],
     )
 
 
-def _problems(num: int, *, seed: int, without: frozenset[str]) -> list[tuple[Problem, str]]:
-    """That many different problems, each with its answer, the kinds in turn."""
+def mark(prompt: Any, completion: str, *, kind: str, answer: str, **others: Any) -> float:
+    """What the package's judge gives an answer, from 0 to 1; also the reward of the command line."""
+    return float(_judge(kind)(completion.strip(), {"answer": answer}))
+
+
+@cache
+def _judge(kind: str) -> Any:
+    return reasoning_gym.get_score_answer_fn(kind)
+
+
+def _made(num: int, *, seed: int, without: frozenset[str]) -> list[Made]:
+    """That many different problems, the kinds in turn."""
     kinds = []
     for name, settings in SETTINGS.items():
-        made: dict[str, tuple[Problem, str]] = {}
+        made: dict[str, Made] = {}
         for entry in reasoning_gym.create_dataset(name, seed=seed, size=4 * num, **settings):
             if entry["question"] not in without:
-                made.setdefault(entry["question"], (_problem(name, entry), entry["answer"]))
+                made.setdefault(entry["question"], Made(name, entry["question"], entry["answer"]))
         kinds.append(list(made.values())[: num // len(SETTINGS)])
         assert len(kinds[-1]) == num // len(SETTINGS), f"{name} has only {len(made)} different questions"
     return [problem for together in zip(*kinds, strict=True) for problem in together]
 
 
-def _problem(name: str, entry: dict[str, Any]) -> Problem:
-    judge = reasoning_gym.get_score_answer_fn(name)
-    return Problem(entry["question"], lambda answer: float(judge(answer, entry)))
-
-
-REASONING = Task("reasoning", write_smollm, reasoning_data, num_new_tokens_max=16)
+REASONING = Task(
+    "reasoning",
+    write_smollm,
+    reasoning_data,
+    num_new_tokens_max=16,
+    reward="tests.benchmark.tasks.reasoning:mark",
+)

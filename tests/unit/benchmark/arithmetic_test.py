@@ -4,7 +4,18 @@ import random
 
 import pytest
 
-from tests.benchmark.tasks.arithmetic import ARITHMETIC, Sum, arithmetic_data, final_number, judged
+from tests.benchmark.tasks.arithmetic import (
+    ARITHMETIC,
+    SHARE_WRONG,
+    Sum,
+    arithmetic_data,
+    final_number,
+    is_right,
+    judged,
+    pair,
+)
+from training.rollout.judge import RewardModel
+from training.rollout.rewards import load_rewards
 
 SEEDS = (0, 1, 2, 3, 4, 2**32 - 1)
 
@@ -34,6 +45,42 @@ def test_the_judge_wants_the_right_number_at_the_very_end() -> None:
     for wrong in ("6+7=13,8+5+1=14,3+4+1=8:842", "843", ":8430", ":843,", ":843 or :844", ""):
         assert problem.score(wrong) == 0.0, wrong
     assert final_number("1:2:3") == "3"
+
+
+def test_a_wrong_working_carries_the_other_way_round() -> None:
+    assert Sum(386, 457).worked(wrongly=True) == "6+7=13,8+5=13,3+4=7:733"
+    assert Sum(121, 121).worked(wrongly=True) == "1+1=2,2+2+1=5,1+1+1=3:352"
+    draw = random.Random(1)
+    for _ in range(500):
+        problem = Sum(draw.randint(100, 999), draw.randint(100, 999))
+        assert judged(problem).score(problem.worked(wrongly=True)) == 0.0
+
+
+def test_the_reward_is_the_judge() -> None:
+    problem = Sum(386, 457)
+    (named,) = load_rewards([ARITHMETIC.reward], RewardModel)
+    assert named.function is is_right
+    line = arithmetic_data(0).prompts[0]
+    a, b = map(int, line["prompt"].split("+"))
+    assert line["answer"] == a + b
+    for text in (problem.answer, problem.worked(wrongly=True), ":843", "843", ""):
+        assert is_right(problem.question, text, answer=843) == judged(problem).score(text)
+
+
+def test_feedback_is_on_the_same_split() -> None:
+    data = arithmetic_data(0)
+    trained, held_out = ([line["messages"][0]["content"] for line in lines] for lines in (data.training, data.held_out))
+    for lines in (data.prompts, data.pairs):
+        assert [line["prompt"] for line in lines] == trained
+    assert [line["messages"][0]["content"] for line in data.warm_up] == trained
+    assert [line["prompt"] for line in data.held_out_pairs] == held_out
+    assert data.held_out_pairs[0] == pair(Sum(*map(int, held_out[0].split("+"))))
+
+
+def test_a_warm_up_shows_rather_wrong_workings_than_right_ones() -> None:
+    data = arithmetic_data(0)
+    wrong = sum(line != right for line, right in zip(data.warm_up, data.training, strict=True)) / len(data.training)
+    assert wrong == pytest.approx(SHARE_WRONG, abs=0.02)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
