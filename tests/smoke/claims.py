@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.smoke.evidence import Evidence
-from tests.smoke.goldens import LEAST
 from tests.smoke.rewards import share
 from tests.smoke.verdict import Claim
 from training.checkpoint.manifest import MANIFEST, committed, file_of_rank, newest, verified
@@ -245,11 +244,11 @@ def _golden(evidence: Evidence) -> Found:
         return Found(False, len(evidence.curve), len(golden.points), "other steps")
     worst, where = max(
         (
-            abs(getattr(ours, name) - getattr(theirs, name)) / max(abs(getattr(theirs, name)), LEAST),
+            abs(getattr(ours, name) - getattr(theirs, name)) / max(abs(getattr(theirs, name)), least),
             f"{name} of step {ours.step}",
         )
         for ours, theirs in zip(evidence.curve, golden.points, strict=True)
-        for name in ("loss", "gradient_norm")
+        for name, least in (("loss", golden.loss_least), ("gradient_norm", 0.0))
     )
     return Found(worst <= golden.tolerance, worst, golden.tolerance, where)
 

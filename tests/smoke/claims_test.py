@@ -15,8 +15,6 @@ from tests.smoke.runner import prove
 from training.checkpoint.manifest import newest
 
 CELL = cell_named("sft_lora_fsdp_x2")
-
-
 DRAWING = cell_named("grpo_fsdp_x2")
 
 

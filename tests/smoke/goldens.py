@@ -18,23 +18,21 @@ FILE = Path(__file__).with_name("goldens.json")
 REFRESH = "./bazelw run //tests/smoke:golden"
 
 
-LEAST = 0.05
-"""Of what smaller values are held to be a part: a loss of advantages, which add up to nothing, is rounding at times."""
-
-
 @dataclass(frozen=True)
 class Golden:
     """One curve, and how near to it another must stay."""
 
     points: list[Point]
     tolerance: float
-    """Largest difference of a loss or gradient norm, relative to the golden one, or to LEAST if that is more."""
+    """Largest difference of a loss or gradient norm, relative to the golden one."""
+    loss_least: float = 0.0
+    """What a difference of losses is relative to at least."""
 
 
 def golden_of(cell: Cell) -> Golden | None:
     """The curve that a cell must follow; None if nobody has trained it yet."""
     points = curves_of(FILE).get(cell.curve)
-    return Golden(points, cell.tolerance) if points else None
+    return Golden(points, cell.tolerance, cell.tables.recipes[cell.recipe].loss_least) if points else None
 
 
 @cache

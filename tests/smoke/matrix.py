@@ -80,6 +80,8 @@ class Recipe:
     """Share of the first loss that the last one must be below, where a loss falls at all."""
     without: tuple[str, ...] = ()
     """Features that none of its cells has."""
+    loss_least: float = 0.0
+    """What a difference of losses is relative to at least, since one that passes through zero is at times rounding."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,9 @@ TABLES = Tables(
             GrpoConfig,
             meets=("lora", "zero3", "chunked_loss", "keep_gathered"),
             without=COARSE,
+            loss_least=0.05,
         ),
-        "ppo": Recipe(REWARDED, PpoConfig, meets=("lora", "zero3", "cpu_offload"), without=COARSE),
+        "ppo": Recipe(REWARDED, PpoConfig, meets=("lora", "zero3", "cpu_offload"), without=COARSE, loss_least=0.05),
     },
 )
 

@@ -1,0 +1,1 @@
+"""What other trainers compute of the batches that ours see."""
