@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from training.checkpoint.resume import load
 from training.config import LoraConfig
 from training.models.critic import add_critic
+from training.models.load import leave_as_stored
 from training.models.lora import add_adapter
 from training.models.quantize import nf4
 
@@ -51,11 +52,13 @@ def _base(where: Path, plan: Mapping[str, Any]) -> Any:
     """The base model, in 4 bits if it was trained so; of a reward model, with a head that says 0."""
     quantization = nf4("fp32") if plan["quantization"] == "nf4" else None
     if plan["recipe"] != "reward":
-        return AutoModelForCausalLM.from_pretrained(where / "base", quantization_config=quantization)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        where / "base", quantization_config=quantization, num_labels=1
-    )
-    torch.nn.init.zeros_(model.score.weight)
+        model = AutoModelForCausalLM.from_pretrained(where / "base", quantization_config=quantization)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            where / "base", quantization_config=quantization, num_labels=1
+        )
+        torch.nn.init.zeros_(model.score.weight)
+    leave_as_stored(model)
     return model
 
 

@@ -234,15 +234,17 @@ def taken(kind: Kind, backend: Any) -> Iterator[Taken]:
         )
         record = replace(record, seconds=0.0)
         assert set(map(str, backend.gather(record))) == {str(record)}, "the same record on every rank"
-        trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        yield Taken(record, {name: _whole(each, backend) for name, each in trained.items()})
+        yield Taken(record, _trained(model, backend))
 
 
-def _whole(parameter: nn.Parameter, backend: Backend) -> NDArray[np.float32]:
-    """The weight in one piece, joined from the parts of all ranks."""
-    part = part_of(parameter).numpy().copy()
-    parts = backend.gather(part)[: backend.num_shards]
-    return np.concatenate([each.reshape(-1) for each in parts]).reshape(shape_of(parameter))
+def _trained(model: nn.Module, backend: Backend) -> dict[str, NDArray[np.float32]]:
+    """The weights that are trained, each in one piece, joined from the parts of all ranks, which meet once for all."""
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    mine = {name: part_of(each).numpy().reshape(-1) for name, each in trained.items()}
+    parts = backend.gather(mine)[: backend.num_shards]
+    return {
+        name: np.concatenate([part[name] for part in parts]).reshape(shape_of(each)) for name, each in trained.items()
+    }
 
 
 def _check_uneven(batch: Batch, backend: Backend) -> None:

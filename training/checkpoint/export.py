@@ -36,7 +36,7 @@ from training.checkpoint.manifest import TRASH, UNFINISHED
 from training.errors import ExportError
 from training.models.attention import DocumentStarts
 from training.models.forward import value_head
-from training.models.load import IMPLEMENTATIONS
+from training.models.load import IMPLEMENTATIONS, leave_as_stored
 from training.models.lora import load_adapter, merged, save_adapter
 from training.models.quantize import computing_in_fp32, is_quantized, nf4
 from training.plan import ExportKind
@@ -133,6 +133,7 @@ def _verify(
         # A language model under the adapter does not say how many values its head is to have.
         **({"num_labels": 1} if says_one_value else {}),
     )
+    leave_as_stored(reloaded)
     if kind == "adapter":
         reloaded = load_adapter(cast(PreTrainedModel, reloaded), written)
     device = next(model.parameters()).device

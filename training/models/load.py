@@ -117,15 +117,22 @@ def load_model(
         model.config.pad_token_id = pad if pad != tokenizer.eos_token_id else None
     _check_complete(path, pair[1])
     _check_vocabulary(path, model, tokenizer)
+    leave_as_stored(model)
     module: nn.Module = model
-    layer: Any
-    for layer in module.modules():
-        # For evaluation some CPUs have a faster kernel, for which 4-bit weights are rearranged in place: they would
-        # have another digest after that, and could not be trained under.
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
     module.to(device)
     return Loaded(model.train(), tokenizer)
+
+
+def leave_as_stored(model: nn.Module) -> None:
+    """Keeps evaluation from rearranging 4-bit weights in place for a kernel that CPUs with AVX-512 BF16 have.
+
+    Their scales would be rounded to bf16 for good, so that they had another digest and could not be trained under; and
+    rows shorter than a block, as tiny models have them, cannot be rearranged at all.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def check_documents_stay_apart(model: nn.Module, where: str) -> None:

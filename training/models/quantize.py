@@ -8,12 +8,17 @@ bitsandbytes takes seconds to import, and transformers imports it where it is ne
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any, cast
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKeySet
+from torch.library import Library, get_kernel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from training.config import Precision
@@ -29,12 +34,47 @@ COMPUTE_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": to
 
 def nf4(precision: Precision) -> BitsAndBytesConfig:
     """How `from_pretrained` quantizes a model: NF4, with scales that are quantized too."""
+    _take_scales_by_block()
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # it declares no types
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=COMPUTE_DTYPE[precision],
     )
+
+
+@cache
+def _take_scales_by_block() -> Library:
+    """Has CPUs turn 4-bit weights back to numbers in rows that are whole blocks; what registers that must be kept.
+
+    Blocks of 64 weights are counted through the whole weight, whatever the length of its rows. The kernel that
+    bitsandbytes has for CPUs with AVX-512 (0.50) counts them in each row anew: with rows of 32, as in a tiny model,
+    most weights get another block's scale, and nobody is told. With rows of the block's length it does right.
+    """
+    import bitsandbytes  # noqa: F401 - registers the kernel
+
+    name = "bitsandbytes::dequantize_4bit"
+    kernel = get_kernel(name, "CPU")
+
+    def dequantize(
+        keys: DispatchKeySet,
+        packed: Tensor,
+        scales: Tensor,
+        block: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        num = prod(shape)
+        rows = shape if shape[-1] % block == 0 else (num // block, block) if num % block == 0 else (1, num)
+        values: Tensor = kernel.call_boxed(keys, packed, scales, block, quant_type, rows, dtype)
+        return values.reshape(list(shape))
+
+    library = Library("bitsandbytes", "IMPL")
+    with catch_warnings():
+        filterwarnings("ignore", "Warning only once for all operators", UserWarning)  # That a kernel is replaced.
+        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True)
+    return library
 
 
 def is_quantized(model: nn.Module) -> bool:
