@@ -70,10 +70,12 @@ def _take_scales_by_block() -> Library:
         values: Tensor = kernel.call_boxed(keys, packed, scales, block, quant_type, rows, dtype)
         return values.reshape(list(shape))
 
-    library = Library("bitsandbytes", "IMPL")
+    library = Library("bitsandbytes", "IMPL")  # type: ignore[no-untyped-call]  # the same
     with catch_warnings():
         filterwarnings("ignore", "Warning only once for all operators", UserWarning)  # That a kernel is replaced.
-        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True)
+        library.impl(  # type: ignore[no-untyped-call]  # it declares no types
+            "dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True
+        )
     return library
 
 
