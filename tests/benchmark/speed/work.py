@@ -10,6 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ def batches(shape: str) -> list[Batch]:
     return [loader.batch(step) for step in range(NUM_STEPS)]
 
 
+PACK_CAPACITY = 4096
+
+
+def lengths_to_pack(count: int) -> list[int]:
+    """Log-normal, with a median of 320 tokens and a mean of 440."""
+    return [int(each) for each in np.random.default_rng(0).lognormal(np.log(320), 0.8, count).clip(8, PACK_CAPACITY)]
+
+
+def packs_check(packs: list[list[int]]) -> float:
+    """The sum of all documents' squared lengths: less if one was cut, lost or emptied.
+
+    Args:
+        packs: the lengths of each pack's documents.
+    """
+    assert max(map(sum, packs)) <= PACK_CAPACITY
+    return float(sum(length * length for members in packs for length in members))
+
+
 NUM_SAMPLES, NUM_EPOCHS = 24, 2
 """Each epoch is one step: its loss does not depend on the order of samples, in which trainers differ. The second loss
 comes after an update, so it also says that gradients are the same."""
@@ -98,27 +117,58 @@ def bytes_max() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(work: Callable[[], float], amount: int, *, packages: tuple[str, ...] = ("torch", "transformers")) -> None:
-    """Does the work twice, measures the second time, and prints the line.
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work cost, and what it came to."""
 
-    Args:
-        work: gives the check; the second time may go on from the first.
-        amount: how much it is, in the case's unit.
-        packages: whose versions the figures depend on.
-    """
+    result: Any
+    cpu_seconds: float
+    seconds: float
+    bytes: int
+
+
+def cost_of(work: Callable[[], Any]) -> Cost:
+    """Does the work twice and measures the second time, which may go on from the first."""
     before = bytes_max()
     work()
     cpu, wall = time.process_time(), time.perf_counter()
-    check = work()
-    cost: dict[str, Any] = {
+    result = work()
+    return Cost(result, time.process_time() - cpu, time.perf_counter() - wall, bytes_max() - before)
+
+
+def tell(
+    cost: Cost,
+    amount: int,
+    check: float,
+    *,
+    packages: tuple[str, ...] = ("torch", "transformers"),
+    **also: float,
+) -> None:
+    """Prints the line.
+
+    Args:
+        cost: of the work.
+        amount: how much it is, in the case's unit.
+        check: what contenders must agree on.
+        packages: whose versions the figures depend on.
+        also: other figures by name, which the case may have targets for.
+    """
+    line = {
         "amount": amount,
-        "cpu_seconds": time.process_time() - cpu,
-        "seconds": time.perf_counter() - wall,
-        "bytes": bytes_max() - before,
+        "cpu_seconds": cost.cpu_seconds,
+        "seconds": cost.seconds,
+        "bytes": cost.bytes,
         "check": check,
+        "also": also,
         "versions": {name: version(name) for name in packages},
     }
-    print(json.dumps(cost), flush=True)
+    print(json.dumps(line), flush=True)
+
+
+def measure(work: Callable[[], float], amount: int, *, packages: tuple[str, ...] = ("torch", "transformers")) -> None:
+    """`cost_of` a work that gives its check, and `tell`."""
+    cost = cost_of(work)
+    tell(cost, amount, cost.result, packages=packages)
 
 
 def settle() -> None:

@@ -8,12 +8,14 @@ import pytest
 from tools.bench import train
 from tools.bench.train import Case, DisagreeError, Go, go, rows, table
 
-SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"})
-CASE = Case("two ways", {"plain": ("a",), "ours": ("b",)}, "tokens", speed_min=2.0, memory_max=0.5)
+SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"}, also={"full": 98.0})
+CASE = Case(
+    "two ways", {"plain": ("a",), "ours": ("b",)}, "tokens", speed_min=2.0, memory_max=0.5, also_min={"full": 99.0}
+)
 
 
-def contested(**changed: float) -> dict[str, list[Go]]:
-    ours = replace(SLOW, **({"cpu_seconds": 1.0, "bytes": 400} | changed))  # type: ignore[arg-type]  # of each field's own type
+def contested(**changed: object) -> dict[str, list[Go]]:
+    ours = replace(SLOW, **({"cpu_seconds": 1.0, "bytes": 400, "also": {"full": 99.5}} | changed))  # type: ignore[arg-type]  # of each field's own type
     return {"plain": [SLOW] * 3, "ours": [ours] * 3}
 
 
@@ -29,15 +31,16 @@ def test_speed_is_work_by_processor_second_and_ratios_are_to_the_first() -> None
         ({}, "met"),
         ({"cpu_seconds": 1.01}, "speed below 2.00"),
         ({"bytes": 401}, "memory above 0.50"),
+        ({"also": {"full": 98.9}}, "full below 99"),
         ({"cpu_seconds": 2.0, "bytes": 800}, "speed below 2.00, memory above 0.50"),
     ],
-    ids=["met", "speed", "memory", "both"],
+    ids=["met", "speed", "memory", "also", "both"],
 )
-def test_a_missed_target_is_named(changed: dict[str, float], target: str) -> None:
+def test_a_missed_target_is_named(changed: dict[str, object], target: str) -> None:
     plain, ours = rows("case", CASE, contested(**changed))
     assert (plain.target, ours.target) == ("", target), "it is the second that has targets"
     assert (plain.misses, ours.misses) == (False, target != "met")
-    assert table([ours]).endswith(f" {target} |")
+    assert table([ours]).endswith(f" | full {ours.also['full']:g} | {target} |")
 
 
 def test_contenders_that_do_other_work_are_not_compared() -> None:
