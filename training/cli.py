@@ -14,6 +14,7 @@ torch is imported only once there is a plan to carry out, so help and mistakes a
 
 import ast
 import inspect
+import logging
 import os
 import shlex
 import sys
@@ -54,7 +55,8 @@ COMMANDS = {
 EPILOG = f"""\
 short names:
   --model, --data and --out must be given, and nothing else. A setting may leave out its section:
-  --samples-per-step 8 is --batch.samples_per_step 8. --lora by itself trains an adapter with default settings.
+  --samples-per-step 8 is --batch.samples_per_step 8. --lora by itself, or --lora true, trains an
+  adapter with default settings.
 
 exit codes:
    0  done, and every export verified          5  a checkpoint cannot be written, found or believed
@@ -119,6 +121,8 @@ def _train(settings: Namespace, recipe: RecipeKind, words: Sequence[str]) -> int
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Its bars about loading weights would come between the lines of our own progress.
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it declares no types
+    # On CPUs with AVX-512 BF16 bitsandbytes, which peft imports, misses a kernel that nothing here runs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first:
         print(resolved.describe(), flush=True)
@@ -246,17 +250,23 @@ def short_names(recipe: RecipeKind = "sft") -> Mapping[str, str]:
     }
 
 
+LORA = {"true": "{}", "false": "null"}
+"""What the section is given for the words that switch other settings."""
+
+
 def expanded(words: Sequence[str]) -> list[str]:
     """The words with short names spelt out, dashes in names turned to underscores, and `--lora` alone given a value."""
     names = short_names(recipe_of(words)[0])
     result: list[str] = []
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if not word.startswith("--"):
-            result.append(word)
+            result.append(LORA.get(word, word) if result[-1:] == ["--lora"] else word)
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if name == "lora" and not equals and following.startswith("-"):
-            equals, value = "=", "{}"
+            equals, value = "=", "true"
+        if name == "lora":
+            value = LORA.get(value, value)
         result.append(f"--{names.get(name, name)}{equals}{value}")
     return result

@@ -1,6 +1,7 @@
 """The words after `./bazelw run //training:quickstart --`, and what surrounds the run: folder, errors, Ctrl-C."""
 
 import argparse
+import logging
 import math
 import os
 import shlex
@@ -123,3 +124,4 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it declares no types
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the same
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

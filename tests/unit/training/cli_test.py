@@ -86,6 +86,8 @@ def test_every_flag_that_a_message_or_docstring_names_exists() -> None:
 def test_lora_alone_or_with_any_of_its_settings_trains_an_adapter() -> None:
     assert typed("--lora").lora == LoraConfig()
     assert typed("--lora", "--seed", "1").lora == LoraConfig()
+    assert typed("--lora", "true").lora == typed("--lora=true").lora == LoraConfig()
+    assert typed("--lora", "false").lora is typed("--lora=false").lora is None
     assert typed("--rank", "4").lora == LoraConfig(rank=4)
     assert typed("--lora", "--rank", "4", "--alpha=3").lora == LoraConfig(rank=4, alpha=3.0)
     assert typed("--target-modules", '["q_proj","v_proj"]').lora == LoraConfig(target_modules=("q_proj", "v_proj"))

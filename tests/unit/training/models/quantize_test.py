@@ -55,7 +55,10 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("layer", ["mlp.down_proj", "mlp.up_proj", "self_attn.q_proj"])
 def test_each_weight_is_the_nearest_value_of_nf4_times_its_blocks_scale(tmp_path: Path, layer: str) -> None:
-    """By definition: blocks of 64 along the rows, of which some are half as long. Scales are 8-bit too, which moves a value a little."""
+    """By definition: blocks of 64 along the rows, of which some are half as long.
+
+    Scales are 8-bit too, which moves a value a little.
+    """
     twin = dequantized(quantized(tmp_path))
     name = f"model.layers.1.{layer}.weight"
     plain = tiny_model().get_parameter(name).detach().reshape(-1, 64)
