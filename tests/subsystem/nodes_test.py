@@ -1,0 +1,168 @@
+"""Two machines by the usual rendezvous: torchrun on each; one is lost, and the run goes on to what it would have been.
+
+A machine is a network namespace with an address of its own. A cable joins the two, and can be pulled; they share a file
+system, as the nodes of a cluster do.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.subsystem.processes import environment, records_of, tensors_of
+from tests.support.chats import sums, write_jsonl
+from training.checkpoint.manifest import committed
+from training.models.tiny import save_tiny
+
+NUM_STEPS = 40
+WORDS = ["sft", "--model", "base", "--data", "chat.jsonl", "--device", "cpu", "--num-threads", "1", "--export", "none"]
+WORDS += ["--backend", "fsdp", "--num-steps", str(NUM_STEPS), "--samples-per-step", "4", "--steps-between", "4"]
+RANKS_PER_NODE = 2
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29500
+"""torchrun's own. It is free, for the network is new."""
+
+SECONDS_OF_PATIENCE = 10
+SECONDS_TO_END = 45.0
+"""Seen: 5 after a kill; 13 after the cable was pulled, with the patience above. Otherwise half an hour."""
+
+
+class Machines:
+    """Two network namespaces, joined by a cable."""
+
+    def __init__(self) -> None:
+        """Puts the cable in."""
+        idle = ["sh", "-c", "echo; exec cat"]
+        self.holders = [_started(["unshare", "--user", "--map-root-user", "--net", "--", *idle])]
+        self.holders.append(_started([*self._on(0), "unshare", "--net", "--", *idle]))
+        self._ip(0, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(self.holders[1].pid))
+        for node, address in enumerate(ADDRESSES):
+            self._ip(node, "address", "add", f"{address}/24", "dev", "eth0")
+            self._ip(node, "link", "set", "lo", "up")
+            self._ip(node, "link", "set", "eth0", "up")
+
+    def _on(self, node: int) -> list[str]:
+        return ["nsenter", f"--target={self.holders[node].pid}", "--user", "--net", "--preserve-credentials", "--"]
+
+    def _ip(self, node: int, *words: str) -> None:
+        subprocess.run([*self._on(node), "ip", *words], check=True)
+
+    def pull(self) -> None:
+        """Nothing arrives any more, and nobody is told."""
+        self._ip(1, "link", "set", "eth0", "down")
+
+    def plug(self) -> None:
+        """As before."""
+        self._ip(1, "link", "set", "eth0", "up")
+
+    def torchrun(self, node: int, where: Path, *words: str) -> "subprocess.Popen[str]":
+        """The command as it is typed on a machine, or as a batch system does: see docs/pools.md."""
+        rendezvous = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"]
+        started = [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={RANKS_PER_NODE}"]
+        with (where / f"node-{node}.log").open("w") as log:
+            return subprocess.Popen(
+                [*self._on(node), *started, "-m", "training", *WORDS, *words],
+                cwd=where,
+                env=environment() | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def close(self) -> None:
+        """They are gone with their last process."""
+        for holder in reversed(self.holders):
+            holder.communicate()
+
+
+def _started(command: list[str]) -> "subprocess.Popen[bytes]":
+    """A process that has got as far as to print a line."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline(), command
+    return process
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    """Two of them."""
+    both = Machines()
+    yield both
+    both.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory that both see, with a model and conversations."""
+    save_tiny(tmp_path / "base")
+    write_jsonl(tmp_path / "chat.jsonl", sums(14))
+    return tmp_path
+
+
+def to_the_end(machines: Machines, place: Path, *words: str) -> None:
+    """A run of both machines that nothing happens to."""
+    nodes = [machines.torchrun(node, place, *words) for node in range(2)]
+    said = [node.communicate()[0] for node in nodes]
+    logs = [(place / f"node-{node}.log").read_text() for node in range(2)]
+    assert [node.returncode for node in nodes] == [0, 0], logs
+    assert "ranks       4, fsdp" in said[0]
+    assert said[1] == "", "one rank speaks"
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process; one that has ended and that init has not asked about yet is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -> float:
+    """A run in whose middle a machine is lost; the seconds until all of the other has ended."""
+    before = len(committed(place / "out/checkpoints"))
+    nodes = [machines.torchrun(each, place, *words) for each in range(2)]
+    output = nodes[0].stdout
+    assert output is not None
+    for line in output:
+        if line.startswith("step ") and "loss" in line and len(committed(place / "out/checkpoints")) > before:
+            break
+    ranks = [each["process"] for each in json.loads((place / "out/run.json").read_text())["ranks"]]
+    assert len(ranks) == 2 * RANKS_PER_NODE
+    if cable:
+        machines.pull()
+    began = time.monotonic()
+    # torchrun gives each rank a session of its own, and they outlive a torchrun that is killed.
+    for process in (nodes[node].pid, *ranks[node * RANKS_PER_NODE :][:RANKS_PER_NODE]):
+        os.kill(process, signal.SIGKILL)
+    nodes[node].wait()
+    log = place / f"node-{1 - node}.log"
+    assert nodes[1 - node].wait(SECONDS_TO_END) == 1, log.read_text()
+    seconds = time.monotonic() - began
+    assert "ChildFailedError" in log.read_text()
+    assert not any(map(is_running, ranks))
+    assert committed(place / "out/checkpoints")[-1].name < f"step-{NUM_STEPS:08d}", "it was in the middle"
+    output.close()
+    return seconds
+
+
+def test_a_machine_is_lost_twice_and_the_run_ends_as_if_none_had_been(machines: Machines, place: Path) -> None:
+    """Once without a word, as by a pulled plug; then the one with the rendezvous, whose system closes connections."""
+    to_the_end(machines, place, "--out", "whole")
+    patience = ["--collective-seconds-max", str(SECONDS_OF_PATIENCE)]
+    words = ["--out", "out", "--num-kept", "20"]
+    assert lose(machines, place, 1, *words, *patience, cable=True) >= SECONDS_OF_PATIENCE - 1
+    machines.plug()
+    lose(machines, place, 0, *words, "--resume", "must", cable=False)
+    to_the_end(machines, place, *words, "--resume", "must")
+    assert records_of(place / "out") == records_of(place / "whole")
+    last = f"checkpoints/step-{NUM_STEPS:08d}"
+    ours, theirs = (tensors_of(place / out / last) for out in ("out", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
