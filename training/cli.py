@@ -13,16 +13,18 @@ torch is imported only once there is a plan to carry out, so help and mistakes a
 """
 
 import ast
+import gc
 import inspect
 import logging
 import os
 import shlex
 import sys
-import textwrap
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -112,10 +114,11 @@ def _plan(settings: Namespace, recipe: RecipeKind) -> int:
 
 
 def _train(settings: Namespace, recipe: RecipeKind, words: Sequence[str]) -> int:
-    resolved = _resolved(settings, recipe)
-    import transformers
+    with _uncollected():
+        resolved = _resolved(settings, recipe)
+        import transformers
 
-    from training.recipes import train
+        from training.recipes import train
 
     # peft calls what this transformers has renamed; whoever trains can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -137,6 +140,18 @@ def _train(settings: Namespace, recipe: RecipeKind, words: Sequence[str]) -> int
     if is_first:
         print(f"stopped by {summary.stopped_by}; {done}. To go on:\n  {resume_command(words)}")
     return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Looks for no garbage meanwhile: of what is imported all stays, and looking is a tenth of the time it takes."""
+    was_looking = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_looking:
+            gc.enable()
 
 
 def _resolved(settings: Namespace, recipe: RecipeKind) -> Plan:
@@ -223,13 +238,19 @@ def field_docs(config: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for base in filter(is_dataclass, config.__bases__):
         docs |= field_docs(base)
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(definition, ast.ClassDef)
+    definition = _classes(config.__module__)[config.__name__]
     for field, after in zip(definition.body, definition.body[1:], strict=False):
         match field, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 docs[name] = " ".join(text.split())
     return docs
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module, as they are written: parsed once, as a class by itself takes as long as its module."""
+    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {each.name: each for each in body if isinstance(each, ast.ClassDef)}
 
 
 def short_names(recipe: RecipeKind = "sft") -> Mapping[str, str]:

@@ -44,6 +44,13 @@ class Case:
     """Its ratio of memory should be at most this."""
     also_min: dict[str, float] = field(default_factory=dict)
     """By name, what else it tells and should be at least."""
+    also_max: dict[str, float] = field(default_factory=dict)
+    """Or at most."""
+
+    @property
+    def has_target(self) -> bool:
+        """Whether its second contender has any."""
+        return bool(self.speed_min or self.memory_max or self.also_min or self.also_max)
 
 
 CASES = {
@@ -97,6 +104,22 @@ CASES = {
         )
         for number in ("10000", "100000", "1000000")
     },
+    "start": Case(
+        "from the start of a process to the first step of SFT, with a tiny model",
+        {"TRL": ("trl_start",), "plumbline": ("start",)},
+        "starts",
+        speed_min=2.0,
+    ),
+    "save 5M": Case(
+        "SFT of a Llama of 5M that saves every 20 steps",
+        {
+            "no checkpoint on the way": ("save", "never", "--shape", "5M"),
+            "plumbline, beside the steps": ("save", "beside", "--shape", "5M"),
+            "plumbline, standing still": ("save", "still", "--shape", "5M"),
+        },
+        "tokens",
+        also_max={"percent_stalled": 5.0},
+    ),
 }
 
 
@@ -179,13 +202,14 @@ def rows(name: str, case: Case, goes: dict[str, list[Go]]) -> list[Row]:
         memory_ratio = spread(ratios([one.bytes for one in each], [one.bytes for one in goes[first]]))
         also = {key: statistics.median(one.also[key] for one in each) for key in each[0].also}
         target = ""
-        if contender in others[:1] and (case.speed_min or case.memory_max or case.also_min):
+        if contender in others[:1] and case.has_target:
             missed = []
             if case.speed_min and speed_ratio.median < case.speed_min:
                 missed.append(f"speed below {case.speed_min:.2f}")
             if case.memory_max and memory_ratio.median > case.memory_max:
                 missed.append(f"memory above {case.memory_max:.2f}")
             missed += [f"{key} below {least:g}" for key, least in case.also_min.items() if also[key] < least]
+            missed += [f"{key} above {most:g}" for key, most in case.also_max.items() if also[key] > most]
             target = ", ".join(missed) or "met"
         speed, held = spread([one.speed for one in each]), spread([one.bytes for one in each])
         made.append(Row(name, contender, case.unit, speed, speed_ratio, held, memory_ratio, also, target))

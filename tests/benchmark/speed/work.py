@@ -26,6 +26,7 @@ from training.data.loader import Loader
 from training.models.tiny import tiny_model, tiny_tokenizer
 
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 512},
     "5M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "vocab_size": 2048},
     "9M, vocabulary of 32k": {
         "hidden_size": 128,
@@ -35,7 +36,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
     "25M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "vocab_size": 2048},
 }
-"""Llamas of 8 heads, of which 4 have keys of their own; names give their weights."""
+"""Llamas of 8 heads, of which 4 have keys of their own; numbers are of their weights."""
 
 TOKENS_PER_PACK, SAMPLES_PER_STEP, NUM_STEPS = 1024, 16, 2
 
@@ -127,10 +128,11 @@ class Cost:
     bytes: int
 
 
-def cost_of(work: Callable[[], Any]) -> Cost:
-    """Does the work twice and measures the second time, which may go on from the first."""
+def cost_of(work: Callable[[], Any], *, is_warmed: bool = True) -> Cost:
+    """Does the work twice and measures the second time, which may go on from the first; or once, if not `is_warmed`."""
     before = bytes_max()
-    work()
+    if is_warmed:
+        work()
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()
     return Cost(result, time.process_time() - cpu, time.perf_counter() - wall, bytes_max() - before)

@@ -10,7 +10,13 @@ from tools.bench.train import Case, DisagreeError, Go, go, rows, table
 
 SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"}, also={"full": 98.0})
 CASE = Case(
-    "two ways", {"plain": ("a",), "ours": ("b",)}, "tokens", speed_min=2.0, memory_max=0.5, also_min={"full": 99.0}
+    "two ways",
+    {"plain": ("a",), "ours": ("b",)},
+    "tokens",
+    speed_min=2.0,
+    memory_max=0.5,
+    also_min={"full": 99.0},
+    also_max={"full": 99.9},
 )
 
 
@@ -32,9 +38,10 @@ def test_speed_is_work_by_processor_second_and_ratios_are_to_the_first() -> None
         ({"cpu_seconds": 1.01}, "speed below 2.00"),
         ({"bytes": 401}, "memory above 0.50"),
         ({"also": {"full": 98.9}}, "full below 99"),
+        ({"also": {"full": 99.95}}, "full above 99.9"),
         ({"cpu_seconds": 2.0, "bytes": 800}, "speed below 2.00, memory above 0.50"),
     ],
-    ids=["met", "speed", "memory", "also", "both"],
+    ids=["met", "speed", "memory", "least", "most", "both"],
 )
 def test_a_missed_target_is_named(changed: dict[str, object], target: str) -> None:
     plain, ours = rows("case", CASE, contested(**changed))
