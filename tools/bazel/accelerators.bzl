@@ -4,9 +4,11 @@
 #   cards       numbers of cards that a test may ask for; each has a constraint and a pool of its own
 #   config      its word in --config=, and the name of its platforms
 #   device      torch's name for it; ROCm builds of torch say `cuda` too
+#   device_files  what a container is handed, where no runtime of the maker's does that
 #   hidden      variables that keep its cards from a test of the cpu, on whose machine they may be
 #   lock        the wheels, from the root
 #   memory_gib  what a card must have at least
+#   resource    what a pod of Kubernetes asks for, by the maker's device plugin
 #   torch       the field of torch.version that its build of torch sets
 #   visible     the variable by which a process is given some of the cards
 ACCELERATORS = {
@@ -14,10 +16,12 @@ ACCELERATORS = {
         cards = [],
         config = "",
         device = "cpu",
+        device_files = [],
         hidden = {},
         lock = "requirements_lock.txt",
         meaning = "no accelerator; runs anywhere",
         memory_gib = 0,
+        resource = "",
         torch = "",
         visible = "",
     ),
@@ -25,10 +29,12 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "rocm",
         device = "cuda",
+        device_files = ["/dev/kfd", "/dev/dri"],
         hidden = {"HIP_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_rocm.txt",
         meaning = "an AMD GPU with ROCm",
         memory_gib = 15,
+        resource = "amd.com/gpu",
         torch = "hip",
         visible = "ROCR_VISIBLE_DEVICES",
     ),
@@ -36,10 +42,12 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "xpu",
         device = "xpu",
+        device_files = ["/dev/dri"],
         hidden = {"ONEAPI_DEVICE_SELECTOR": "*:cpu"},
         lock = "requirements_lock_xpu.txt",
         meaning = "an Intel GPU with oneAPI",
         memory_gib = 15,
+        resource = "gpu.intel.com/xe",
         torch = "xpu",
         visible = "ZE_AFFINITY_MASK",
     ),
@@ -47,10 +55,12 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "cuda",
         device = "cuda",
+        device_files = [],
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_cuda.txt",
         meaning = "an NVIDIA GPU with CUDA",
         memory_gib = 15,
+        resource = "nvidia.com/gpu",
         torch = "cuda",
         visible = "CUDA_VISIBLE_DEVICES",
     ),

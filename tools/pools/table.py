@@ -1,6 +1,6 @@
 """What follows from the table of accelerators and has to be checked in: configs, lanes of CI, and a table for people.
 
-    ./bazelw run //tools/pools:table      writes them anew, between their marks
+    ./bazelw run //tools/pools:table      writes them anew: between their marks, and whole files below deploy/
 
 The table is Starlark, for Bazel reads it first; its rows are calls and dictionaries that Python reads the same way.
 """
@@ -11,6 +11,8 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tools.pools import manifests
 
 REFRESH = "./bazelw run //tools/pools:table"
 TABLE = "tools/bazel/accelerators.bzl"
@@ -108,6 +110,11 @@ def written(path: str, text: str, names: Mapping[str, Any]) -> str:
     return f"{head}{begin}\n{WRITERS[path](names)}\n{end}{rest.split(end)[1]}"
 
 
+def locks(root: Path, names: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each lock of the table by its path."""
+    return {row.lock: (root / row.lock).read_text(encoding="utf-8") for row in names["ACCELERATORS"].values()}
+
+
 def main() -> int:
     """Writes into the workspace that `bazel run` names."""
     root = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
@@ -116,6 +123,9 @@ def main() -> int:
         path = root / name
         path.write_text(written(name, path.read_text(encoding="utf-8"), names), encoding="utf-8")
         print(f"{path}: written")
+    for name, text in manifests.files(names, locks(root, names)).items():
+        (root / name).write_text(text, encoding="utf-8")
+        print(f"{root / name}: written")
     return 0
 
 

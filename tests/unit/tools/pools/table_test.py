@@ -36,10 +36,9 @@ def test_what_is_checked_in_is_what_the_table_says(path: str) -> None:
 
 
 def test_a_new_accelerator_is_one_row() -> None:
-    row = 'cards = [1, 2, 8],\n        config = "metal",\n        device = "mps",\n        lock = "l.txt",\n'
-    row += (
-        '        meaning = "an Apple GPU",\n        memory_gib = 3,\n        torch = "mps",\n        visible = "V",\n'
-    )
+    row = 'cards = [1, 2, 8],\n        config = "metal",\n        device = "mps",\n        device_files = [],\n'
+    row += '        lock = "l.txt",\n        meaning = "an Apple GPU",\n        memory_gib = 3,\n'
+    row += '        resource = "",\n        torch = "mps",\n        visible = "V",\n'
     names = starlark(
         TEXT.replace("ACCELERATORS = {\n", f'ACCELERATORS = {{\n    "gpu-apple": struct(\n        {row}    ),\n')
     )
