@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.pools import supervisor
+from tools.pools.door import DoorError, make_keys
 from tools.pools.engine import EngineError, cache, engine, interpreter, say
 from tools.pools.services import (
     Layout,
@@ -61,9 +62,8 @@ def up(arguments: argparse.Namespace) -> int:
         rows = workers(
             starlark((workspace() / TABLE).read_text(encoding="utf-8"))["pools"](), arguments.pools, arguments.cpus
         )
-        layout = Layout(
-            engine(workspace() / "tools/pools/requirements_lock.txt"), state, arguments.port, arguments.store_gib
-        )
+        programs = engine(workspace() / "tools/pools/requirements_lock.txt")
+        layout = Layout(programs, state, arguments.port, arguments.store_gib, arguments.listen)
     except (ValueError, EngineError) as error:
         return fail(str(error))
     if layout.problem:
@@ -84,6 +84,11 @@ def up(arguments: argparse.Namespace) -> int:
     for name in ("run", "logs", "tmp", "store"):
         (state / name).mkdir(mode=0o700, exist_ok=True)
     (state / "supervisor.json").unlink(missing_ok=True)
+    if layout.listen:
+        try:
+            make_keys(layout.keys, layout.listen, layout.port, arguments.certificate)
+        except DoorError as error:
+            return fail(str(error))
     write_configurations(layout, rows, getpass.getuser() if os.geteuid() == 0 else "")
     mounts = system_mounts(Path("/"), interpreter().parent.parent)
     _in_background(
@@ -165,6 +170,8 @@ def _report(state: Path) -> int:
     found = registered(layout)
     minutes = (time.time() - told.started_at) / 60
     print(f"cluster   {layout.address}, {told.phase} for {minutes:.0f} min, in {state}")
+    if layout.listen:
+        print(f"door      {layout.address_of_door}, with TLS and a token; clients import a .bazelrc of {layout.keys}")
     print(f"{'pool':<16} {'workers':>7} {'slots':>6} {'busy':>5}")
     for row in rows:
         present = row.name in found
@@ -247,7 +254,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--state", type=Path, default=cache() / "pools", help="where everything is kept (default: %(default)s)"
     )
-    parser.add_argument("--port", type=int, default=PORT, help="of loopback (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="on every address (default: %(default)s)")
+    parser.add_argument(
+        "--listen",
+        default="",
+        help="an address for other machines, with TLS and tokens (default: loopback alone, plain)",
+    )
+    parser.add_argument(
+        "--certificate", type=Path, help="a directory with tls.crt and tls.key (default: one that is made for --listen)"
+    )
     parser.add_argument("--pools", type=lambda text: text.split(","), default=[], help="names by commas (default: all)")
     parser.add_argument(
         "--cpus", type=int, default=os.cpu_count() or 1, help="actions of the cpu's at a time (default: %(default)s)"

@@ -8,12 +8,14 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,14 @@ from tools.pools.services import Layout, described
 PORT = 50163
 POOLS = "cpu,gpu-amd"
 SLOW, PLAIN = (f"//tools/pools:routes.{name}" for name in ("slow", "cpu"))
+HERE = "//tools/pools:routes.here"
+"""An action that ends well on this machine."""
+
 NOWHERE, NOT_STARTED = (f"//tools/pools:routes.{name}" for name in ("nowhere", "gpu-intel"))
+HIT = "1 remote cache hit"
+DOOR = "127.0.0.2"
+"""The address of the door with TLS and tokens, which might as well be one that other machines reach."""
+
 SECONDS_MAX = 180
 REMOTE_ERROR = 34
 """Bazel's exit code for a farm that fails."""
@@ -60,7 +69,7 @@ class Drill:
     def __init__(self, state: Path) -> None:
         """Starts nothing."""
         self.arguments = cluster.parse(
-            ["up", "--state", str(state), "--port", str(PORT), "--pools", POOLS, "--cpus", "1"]
+            ["up", "--state", str(state), "--port", str(PORT), "--pools", POOLS, "--cpus", "1", "--listen", DOOR]
         )
         self.state: Path = self.arguments.state
         self.token = 0
@@ -117,6 +126,11 @@ class Drill:
         time.sleep(2)
         os.kill(self.service(service), number)
         return self.end(started, since)
+
+    def again(self, target: str) -> None:
+        """Has the next build ask for what the last one asked for, and not find it here."""
+        self.token -= 1
+        (cluster.workspace() / f"bazel-bin/tools/pools/{target.rpartition(':')[2]}.txt").unlink()
 
     def service(self, name: str) -> int:
         """The process of a service."""
@@ -197,19 +211,77 @@ def damaged(drill: Drill) -> str:
 
 def slow_network(drill: Drill) -> str:
     """Each packet between Bazel and the cluster takes 200 ms longer, both ways."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_serve, args=(listener, 0.2), daemon=True).start()
-        build = drill.build(PLAIN, port=listener.getsockname()[1]).expect(0)
+    with _way(lambda: socket.create_connection(("127.0.0.1", PORT)), 0.2) as port:
+        build = drill.build(PLAIN, port=port).expect(0)
     return f"green in {build.seconds:.0f} s"
 
 
-def _serve(listener: socket.socket, delay: float) -> None:
+@contextmanager
+def _way(connect: Callable[[], socket.socket], delay: float = 0) -> Iterator[int]:
+    """A port of loopback that leads elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_serve, args=(listener, connect, delay), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def _through_the_door(keys: Path) -> socket.socket:
+    """A connection to the door for other machines, whose certificate is verified; Debian's Bazel has no TLS."""
+    context = ssl.create_default_context(cafile=str(keys / "tls.crt"))
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(socket.create_connection((DOOR, PORT)), server_hostname=DOOR)
+
+
+def _token(drill: Drill, role: str) -> str:
+    token = (drill.layout.keys / f"{role}.token").read_text(encoding="utf-8").strip()
+    return f"--remote_header=Authorization=Bearer {token}"
+
+
+def writer(drill: Drill) -> str:
+    """Who has the token comes in."""
+    with _way(lambda: _through_the_door(drill.layout.keys)) as port:
+        build = drill.build(PLAIN, _token(drill, "writer"), port=port).expect(0, "1 remote")
+    return f"green in {build.seconds:.0f} s"
+
+
+def nobody(drill: Drill) -> str:
+    """Who has no token, or an invented one, is told nothing; and without TLS there is no door."""
+    with _way(lambda: _through_the_door(drill.layout.keys)) as port:
+        refused = drill.build(PLAIN, port=port).expect(REMOTE_ERROR, "HTTP status code 401")
+        invented = "--remote_header=Authorization=Bearer invented"
+        drill.build(PLAIN, invented, port=port).expect(REMOTE_ERROR, "HTTP status code 401")
+    with _way(lambda: socket.create_connection((DOOR, PORT))) as port:
+        drill.build(PLAIN, "--remote_retries=0", port=port).expect(REMOTE_ERROR)
+    return f"refused in {refused.seconds:.0f} s, and nothing ran here instead"
+
+
+def reader(drill: Drill) -> str:
+    """A reader has the results of others, and can neither run an action there nor leave a result."""
+    token = _token(drill, "reader")
+    with _way(lambda: _through_the_door(drill.layout.keys)) as port:
+        drill.build(PLAIN, token, port=port).expect(REMOTE_ERROR, "Error while uploading")
+        # With nothing to upload any more.
+        drill.build(PLAIN).expect(0)
+        drill.again(PLAIN)
+        drill.build(PLAIN, token, "--noremote_accept_cached", port=port).expect(REMOTE_ERROR, "HTTP status code 403")
+        # A writer's result, which no Bazel here has any more, is a hit.
+        drill.build(HERE, place="cache").expect(0)
+        drill.again(HERE)
+        drill.build(HERE, token, "--noremote_upload_local_results", place="cache", port=port).expect(0, HIT)
+        # One that a reader makes, and tries to leave, is none.
+        made = drill.build(HERE, token, place="cache", port=port).expect(0, "Error while uploading")
+        drill.again(HERE)
+        if HIT in drill.build(HERE, place="cache").expect(0).output:
+            raise DrillError("a reader's result was stored")
+    return f"hits of what others stored; may store and run nothing, and builds here instead in {made.seconds:.0f} s"
+
+
+def _serve(listener: socket.socket, connect: Callable[[], socket.socket], delay: float) -> None:
     while True:
         try:
             near, _ = listener.accept()
         except OSError:
             return  # The drill is over.
-        far = socket.create_connection(("127.0.0.1", PORT))
+        far = connect()
         for source, target in ((near, far), (far, near)):
             threading.Thread(target=_carry, args=(source, target, delay), daemon=True).start()
 
@@ -230,9 +302,8 @@ def restarted(drill: Drill) -> str:
     drill.build(PLAIN).expect(0)
     cluster.down(drill.arguments)
     cluster.up(drill.arguments)
-    drill.token -= 1
-    (cluster.workspace() / "bazel-bin/tools/pools/routes.cpu.txt").unlink()
-    build = drill.build(PLAIN).expect(0, "1 remote cache hit")
+    drill.again(PLAIN)
+    build = drill.build(PLAIN).expect(0, HIT)
     return f"a hit in the cache in {build.seconds:.0f} s"
 
 
@@ -249,6 +320,9 @@ FAULTS: dict[str, tuple[str, Callable[[Drill], str]]] = {
     "missing": ("every stored object gone", missing),
     "damaged": ("a stored object with other bytes", damaged),
     "slow-network": ("200 ms more each way", slow_network),
+    "writer": ("the token of a writer, by TLS", writer),
+    "nobody": ("no token, an invented one, or no TLS", nobody),
+    "reader": ("the token of a reader, which strangers may have", reader),
     "no-server": ("no cluster, `--config=remote --remote_retries=0`", no_server),
     "no-cache": ("no cache, `--config=cache`", no_cache),
 }

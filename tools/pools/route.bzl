@@ -17,6 +17,7 @@ def _route_impl(ctx):
         command = """\
 sleep "$4"
 cmp "$5" "$5"
+[ "$1" != here ] || [ -e "$2" ] || { echo here > "$3"; exit; }
 if read -r pool < "$2" && [ "$pool" = "$1" ]; then cat "$2" > "$3"; exit; fi
 echo "came to ${pool:-a machine without $2, so none of a pool}; expected pool $1. hint: --config=remote, and ./bazelw run //tools/pools:up" >&2
 exit 1
@@ -42,12 +43,12 @@ _route = rule(
 )
 
 def routes(name):
-    """`<name>.<pool>` for each pool, `<name>` for all; `<name>.nowhere`, which a cluster has to refuse, and `<name>.slow`.
+    """`<name>.<pool>` for each pool, `<name>` for all; `.nowhere`, which a cluster has to refuse, `.here` for none, and `.slow`.
 
     Args:
         name: of the filegroup of all.
     """
-    for pool in list(pools()) + ["nowhere"]:
+    for pool in list(pools()) + ["here", "nowhere"]:
         _route(
             name = "{}.{}".format(name, pool),
             exec_properties = {"Pool": pool},

@@ -4,7 +4,8 @@
                            └─ execution ── BuildGrid ── PostgreSQL (the queue, new at each start)
     a worker for each pool ── BuildGrid, and the same casd
 
-Whoever talks to whom does so by sockets in one directory; nginx alone listens, on loopback. Nothing is started here.
+Whoever talks to whom does so by sockets in one directory; nginx alone listens: plain on loopback, and with TLS and
+tokens on an address that is asked for. Nothing is started here.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.devices.check import MARKER
+from tools.pools import door
 
 SOCKET_PATH_MAX = 107
 """Characters that the kernel has room for."""
@@ -71,6 +73,13 @@ class Layout:
     port: int
     store_gib: float
     """What is used least goes when the store is larger."""
+    listen: str = ""
+    """The address of the door for other machines; none if it is empty."""
+
+    @property
+    def keys(self) -> Path:
+        """The directory of the door's certificate and tokens."""
+        return self.state / "keys"
 
     @property
     def sockets(self) -> Path:
@@ -86,6 +95,11 @@ class Layout:
     def address(self) -> str:
         """What --remote_executor takes."""
         return f"grpc://127.0.0.1:{self.port}"
+
+    @property
+    def address_of_door(self) -> str:
+        """The same from other machines."""
+        return f"grpcs://{door.host(self.listen)}:{self.port}"
 
     def socket(self, name: str) -> Path:
         """The socket of a service."""
@@ -213,6 +227,7 @@ http {{
   grpc_read_timeout 7200s;
   grpc_send_timeout 600s;
   grpc_socket_keepalive on;
+{door.roles(layout.keys) if layout.listen else ""}
   upstream store {{ server unix:{layout.socket("casd")}; keepalive 256; }}
   upstream scheduler {{ server unix:{layout.socket("buildgrid")}; keepalive 64; }}
   server {{
@@ -225,6 +240,7 @@ http {{
     location /build.bazel.remote.execution.v2.ActionCache/ {{ grpc_pass grpc://store; }}
     location / {{ grpc_pass grpc://scheduler; }}
   }}
+{door.server(layout.listen, layout.port, layout.keys) if layout.listen else ""}
 }}
 """
 
@@ -320,6 +336,7 @@ def write_configurations(layout: Layout, rows: Iterable[Worker], user: str) -> N
         (layout.state / f"pool-{row.pool}").write_text(text, encoding="utf-8")
     described = {
         "engine": str(layout.engine),
+        "listen": layout.listen,
         "port": layout.port,
         "store_gib": layout.store_gib,
         "workers": [{"pool": row.pool, "simulated": row.simulated, "slots": row.slots} for row in rows],
@@ -334,6 +351,5 @@ def described(state: Path) -> tuple[Layout, list[Worker]]:
         FileNotFoundError: none was.
     """
     told = json.loads((state / "cluster.json").read_text(encoding="utf-8"))
-    return Layout(Path(told["engine"]), state, told["port"], told["store_gib"]), [
-        Worker(**row) for row in told["workers"]
-    ]
+    layout = Layout(Path(told["engine"]), state, told["port"], told["store_gib"], told["listen"])
+    return layout, [Worker(**row) for row in told["workers"]]

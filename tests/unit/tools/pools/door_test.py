@@ -1,0 +1,106 @@
+"""Beyond loopback there is TLS and a token or nothing, and a reader's token opens what reads alone."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.pools import cluster
+from tools.pools.door import READS, STORED, DoorError, make_keys, server
+from tools.pools.services import Layout, nginx_conf
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """As a person has it from an authority."""
+    (tmp_path / "certificate").mkdir()
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / "certificate" / name).write_text(name)
+    return tmp_path / "certificate"
+
+
+def layout(tmp_path: Path, listen: str) -> Layout:
+    return Layout(tmp_path / "engine", tmp_path / "state", 50999, 20, listen)
+
+
+def locations(text: str) -> dict[str, str]:
+    """What nginx does for each place."""
+    return {
+        place: " ".join(body.split()) for place, body in re.findall(r"location (\S.*?) \{\n(.*?)\n    \}", text, re.S)
+    }
+
+
+def test_without_an_address_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
+    text = nginx_conf(layout(tmp_path, ""), "")
+    assert re.findall(r"listen (.*);", text) == ["127.0.0.1:50999"]
+    assert "$role" not in text
+    assert cluster.parse(["up"]).listen == ""
+
+
+def test_with_an_address_it_has_tls_and_loopback_stays_as_it_was(tmp_path: Path) -> None:
+    plain, text = (nginx_conf(layout(tmp_path, listen), "") for listen in ("", "10.0.0.5"))
+    assert re.findall(r"listen (.*);", text) == ["127.0.0.1:50999", "10.0.0.5:50999 ssl"]
+    (inside,) = re.findall(r"  server \{\n    listen 127.*?\n  \}\n", plain, re.S)
+    assert inside in text
+    assert f"ssl_certificate_key {tmp_path}/state/keys/tls.key;" in text
+    assert f"include {tmp_path}/state/keys/tokens.conf;" in text
+    assert "default nobody;" in text
+
+
+def test_every_place_of_the_door_asks_who_it_is_and_all_but_reading_is_a_writers() -> None:
+    found = locations(server("10.0.0.5", 1, Path("/keys")))
+    assert found.keys() == {f"= /{method}" for method in READS} | {f"/{each}/" for each in STORED} | {"/"}
+    for place, body in found.items():
+        steps = body.split("grpc_pass")[0]
+        nobody, no_writer = "if ($role = nobody) { return 401; }", "if ($role != writer) { return 403; }"
+        assert steps.split() == (nobody if place.startswith("= ") else f"{nobody} {no_writer}").split()
+    # What writes, runs, or takes an action away from a worker.
+    for method in (
+        "ByteStream/Write",
+        "Storage/BatchUpdateBlobs",
+        "Cache/UpdateActionResult",
+        "Execution/Execute",
+        "Bots/",
+    ):
+        assert not [read for read in READS if read.endswith(method) or method in read]
+
+
+def test_tokens_are_two_that_stay_and_that_only_the_owner_reads(tmp_path: Path, certificate: Path) -> None:
+    keys = tmp_path / "keys"
+    make_keys(keys, "10.0.0.5", 50999, certificate)
+    first = {file.name: file.read_text() for file in keys.iterdir()}
+    make_keys(keys, "10.0.0.5", 50999, certificate)
+    assert {file.name: file.read_text() for file in keys.iterdir()} == first
+    assert keys.stat().st_mode & 0o777 == 0o700
+    secret = [file for file in keys.iterdir() if file.name != "tls.crt"]
+    assert {file.stat().st_mode & 0o777 for file in secret} == {0o600}
+    writer, reader = (first[f"{role}.token"].strip() for role in ("writer", "reader"))
+    assert writer != reader
+    assert min(len(writer), len(reader)) >= 43, "256 bits"
+    assert first["tokens.conf"] == f'"Bearer {writer}" writer;\n"Bearer {reader}" reader;\n'
+
+
+def test_a_client_of_either_kind_has_a_file_to_import(tmp_path: Path, certificate: Path) -> None:
+    keys = tmp_path / "keys"
+    make_keys(keys, "10.0.0.5", 50999, certificate)
+    writer, reader = ((keys / f"{role}.bazelrc").read_text().splitlines() for role in ("writer", "reader"))
+    assert writer[:2] == [
+        "build:remote --remote_executor=grpcs://10.0.0.5:50999",
+        f"build:remote --tls_certificate={keys}/tls.crt",
+    ]
+    assert "build:cache --remote_cache=grpcs://10.0.0.5:50999" in reader
+    assert "build:cache --noremote_upload_local_results" in reader
+    assert not [line for line in reader if "executor" in line]
+
+
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
+def test_a_certificate_that_is_not_there_opens_no_door(tmp_path: Path, certificate: Path, name: str) -> None:
+    (certificate / name).unlink()
+    with pytest.raises(DoorError, match=rf"^--certificate: no {name} in .* hint: leave it out, and one is made$"):
+        make_keys(tmp_path / "keys", "10.0.0.5", 50999, certificate)
+
+
+def test_neither_a_certificate_nor_openssl_opens_no_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DoorError, match=r"^--listen: no openssl .* hint: --certificate DIR with tls.crt and tls.key$"):
+        make_keys(tmp_path / "keys", "10.0.0.5", 50999, None)
