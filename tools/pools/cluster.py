@@ -4,6 +4,7 @@
     ./bazelw run //tools/pools:status    workers of each pool
     ./bazelw run //tools/pools:check     every stored object against its digest
     ./bazelw run //tools/pools:down      stops it; what is stored stays
+    ./bazelw run //tools/pools:cache     a cache by HTTP alone, for machines that run their actions themselves
 
 Its workers hand no card in. Their pools of cards prove that a test goes where it should, not that it runs there: the
 test says itself that the card is missing, and fails as infrastructure.
@@ -29,6 +30,7 @@ from tools.pools.services import (
     Layout,
     Worker,
     described,
+    nginx,
     services,
     system_mounts,
     worker_service,
@@ -39,6 +41,7 @@ from tools.pools.table import TABLE, starlark
 
 UNAVAILABLE = 69
 PORT = 50153
+HTTP_PORT = 8080
 """Which .bazelrc names."""
 
 UP_SECONDS_MAX = 180
@@ -57,14 +60,26 @@ def fail(text: str) -> int:
 
 def up(arguments: argparse.Namespace) -> int:
     """Starts the cluster in the background, and waits until it can be used."""
-    state: Path = arguments.state
     try:
         rows = workers(
             starlark((workspace() / TABLE).read_text(encoding="utf-8"))["pools"](), arguments.pools, arguments.cpus
         )
+    except ValueError as error:
+        return fail(str(error))
+    return _start(arguments, rows)
+
+
+def http_cache(arguments: argparse.Namespace) -> int:
+    """Starts a cache by HTTP in the background, after what was asked for least lately has made room."""
+    return _start(arguments, [])
+
+
+def _start(arguments: argparse.Namespace, rows: list[Worker]) -> int:
+    state: Path = arguments.state
+    try:
         programs = engine(workspace() / "tools/pools/requirements_lock.txt")
         layout = Layout(programs, state, arguments.port, arguments.store_gib, arguments.listen)
-    except (ValueError, EngineError) as error:
+    except EngineError as error:
         return fail(str(error))
     if layout.problem:
         return fail(layout.problem)
@@ -76,7 +91,7 @@ def up(arguments: argparse.Namespace) -> int:
     if supervisor.answers(layout.port):
         return fail(
             f"--port: something listens on 127.0.0.1:{layout.port}. "
-            "hint: another port, and the same one in --remote_executor"
+            "hint: another port, and the same one in --remote_executor or --remote_cache"
         )
     started = time.monotonic()
     for name in ("run", "logs", "tmp", "queue"):
@@ -86,16 +101,46 @@ def up(arguments: argparse.Namespace) -> int:
     (state / "supervisor.json").unlink(missing_ok=True)
     if layout.listen:
         try:
-            make_keys(layout.keys, layout.listen, layout.port, arguments.certificate)
+            make_keys(layout.keys, layout.listen, layout.port, arguments.certificate, "grpcs" if rows else "https")
         except DoorError as error:
             return fail(str(error))
     write_configurations(layout, rows, getpass.getuser() if os.geteuid() == 0 else "")
-    mounts = system_mounts(Path("/"), interpreter().parent.parent)
-    _in_background(
-        supervisor.Supervisor(layout, services(layout), [worker_service(layout, row, mounts) for row in rows]), state
-    )
+    if rows:
+        mounts = system_mounts(Path("/"), interpreter().parent.parent)
+        kept = supervisor.Supervisor(layout, services(layout), [worker_service(layout, row, mounts) for row in rows])
+    else:
+        make_room(layout.store, int(layout.store_gib * 2**30))
+        kept = supervisor.Supervisor(layout, [nginx(layout)], [])
+    _in_background(kept, state)
     os.close(held)
     return _await(state, layout, rows, started)
+
+
+def make_room(store: Path, bytes_max: int) -> None:
+    """Removes objects that were asked for least lately from a cache by HTTP, until a quarter of its room is free.
+
+    Nothing does so while it runs: nginx removes nothing.
+    """
+    found = sorted(
+        (
+            (max(told.st_atime, told.st_mtime), told.st_size, file)
+            for file in _http_objects(store)
+            if (told := file.stat())
+        ),
+        reverse=True,
+    )
+    kept = 0
+    if sum(size for _, size, _ in found) <= bytes_max:
+        return
+    for _, size, file in found:
+        kept += size
+        if kept > bytes_max * 0.75:
+            file.unlink()
+
+
+def _http_objects(store: Path) -> Iterator[Path]:
+    for kind in ("ac", "cas"):
+        yield from (store / kind).glob("*")
 
 
 def _in_background(cluster: supervisor.Supervisor, state: Path) -> None:
@@ -126,7 +171,7 @@ def _await(state: Path, layout: Layout, rows: list[Worker], started: float) -> i
         if told and told.phase == "failed":
             return fail(f"{told.error}\n  hint: all logs are in {state / 'logs'}")
         if told and told.phase == "up" and len(registered(layout)) == len(rows):
-            say(f"up in {time.monotonic() - started:.1f} s, at {layout.address}")
+            say(f"up in {time.monotonic() - started:.1f} s")
             return _report(state)
         time.sleep(0.1)
     return fail(f"not up after {UP_SECONDS_MAX} s. hint: logs are in {state / 'logs'}; ./bazelw run //tools/pools:down")
@@ -169,9 +214,13 @@ def _report(state: Path) -> int:
     layout, rows = described(state)
     found = registered(layout)
     minutes = (time.time() - told.started_at) / 60
-    print(f"cluster   {layout.address}, {told.phase} for {minutes:.0f} min, in {state}")
+    kind, address = ("cluster", layout.address) if rows else ("cache", f"http://127.0.0.1:{layout.port}")
+    print(f"{kind:<9} {address}, {told.phase} for {minutes:.0f} min, in {state}")
     if layout.listen:
-        print(f"door      {layout.address_of_door}, with TLS and a token; clients import a .bazelrc of {layout.keys}")
+        door_address = layout.address_of_door("grpcs" if rows else "https")
+        print(f"door      {door_address}, with TLS and a token; clients import a .bazelrc of {layout.keys}")
+    if not rows:
+        return 0
     print(f"{'pool':<16} {'workers':>7} {'slots':>6} {'busy':>5}")
     for row in rows:
         present = row.name in found
@@ -244,17 +293,19 @@ def down(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"up": up, "status": status, "check": check, "down": down}
+COMMANDS = {"up": up, "status": status, "check": check, "down": down, "cache": http_cache}
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS)
+    is_cache = words[:1] == ["cache"]
+    state, port = ("http-cache", HTTP_PORT) if is_cache else ("pools", PORT)
     parser.add_argument(
-        "--state", type=Path, default=cache() / "pools", help="where everything is kept (default: %(default)s)"
+        "--state", type=Path, default=cache() / state, help="where everything is kept (default: %(default)s)"
     )
-    parser.add_argument("--port", type=int, default=PORT, help="on every address (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="on every address (default: %(default)s)")
     parser.add_argument(
         "--listen",
         default="",

@@ -42,7 +42,7 @@ def host(address: str) -> str:
     return socket.gethostname() if address in ANY else address
 
 
-def make_keys(keys: Path, address: str, port: int, certificate: Path | None) -> None:
+def make_keys(keys: Path, address: str, port: int, certificate: Path | None, scheme: str) -> None:
     """Writes what the door and its clients need, as far as it is not there yet.
 
     Args:
@@ -50,6 +50,7 @@ def make_keys(keys: Path, address: str, port: int, certificate: Path | None) -> 
         address: where the door is.
         port: likewise.
         certificate: a directory with tls.crt and tls.key to use; else one is made for the address.
+        scheme: grpcs of a cluster, https of a cache.
 
     Raises:
         DoorError: there is no certificate.
@@ -66,7 +67,7 @@ def make_keys(keys: Path, address: str, port: int, certificate: Path | None) -> 
     tokens = {role: _token(keys / f"{role}.token") for role in ROLES}
     _write(keys / "tokens.conf", "".join(f'"Bearer {token}" {role};\n' for role, token in tokens.items()))
     for role, token in tokens.items():
-        _write(keys / f"{role}.bazelrc", client_rc(role, token, keys / "tls.crt", f"grpcs://{host(address)}:{port}"))
+        _write(keys / f"{role}.bazelrc", client_rc(role, token, keys / "tls.crt", f"{scheme}://{host(address)}:{port}"))
 
 
 def _make_certificate(keys: Path, address: str) -> None:
@@ -101,8 +102,9 @@ def _write(file: Path, text: str) -> None:
 
 
 def client_rc(role: str, token: str, certificate: Path, address: str) -> str:
-    """What a client imports: the farm for a writer, its results alone for a reader."""
-    config, option = ("remote", "remote_executor") if role == "writer" else ("cache", "remote_cache")
+    """What a client imports: the farm for a writer, if it is one; else its results alone."""
+    executes = role == "writer" and address.startswith("grpcs:")
+    config, option = ("remote", "remote_executor") if executes else ("cache", "remote_cache")
     lines = [f"--{option}={address}", f"--tls_certificate={certificate}"]
     lines.append(f'"--remote_header=Authorization=Bearer {token}"')
     if role == "reader":
@@ -148,4 +150,34 @@ def server(address: str, port: int, keys: Path) -> str:
     ssl_protocols TLSv1.2 TLSv1.3;
 {reads}
 {rest}
+  }}"""
+
+
+def http_roles() -> str:
+    """Who may do what with objects by HTTP."""
+    allowed = [("writer", "GET"), ("writer", "HEAD"), ("writer", "PUT"), ("reader", "GET"), ("reader", "HEAD")]
+    lines = "".join(f'    "{role} {method}" 0;\n' for role, method in allowed)
+    return f"""\
+  map "$role $request_method" $refused {{
+    default 1;
+{lines}  }}"""
+
+
+def http_server(listen: str, store: Path, keys: Path | None) -> str:
+    """A server of objects by HTTP, as Bazel asks for them; with keys it has TLS and asks who someone is."""
+    secured = ["listen {} ssl;", f"ssl_certificate {keys}/tls.crt;", f"ssl_certificate_key {keys}/tls.key;"]
+    secured.append("ssl_protocols TLSv1.2 TLSv1.3;")
+    asks = ["if ($role = nobody) { return 401; }", "if ($refused) { return 403; }"] if keys else []
+    head = "\n".join(f"    {line}".replace("{}", listen) for line in (secured if keys else ["listen {};"]))
+    body = "\n".join(f"      {line}" for line in asks)
+    return f"""\
+  server {{
+{head}
+    root {store};
+    location ~ "^/(ac|cas)/[0-9a-f]{{64}}$" {{
+{body}
+      dav_methods PUT;
+      create_full_put_path on;
+    }}
+    location / {{ return 403; }}
   }}"""

@@ -4,6 +4,7 @@ It is a command and no test: a cluster needs /dev/fuse and a download, and build
 would run the test. The cluster has another port and directory than the one of `up`, so that one may go on running.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from tools.pools.engine import cache
 from tools.pools.services import Layout, described
 
 PORT = 50163
+HTTP_PORT = 50164
 POOLS = "cpu,gpu-amd"
 SLOW, PLAIN = (f"//tools/pools:routes.{name}" for name in ("slow", "cpu"))
 HERE = "//tools/pools:routes.here"
@@ -86,11 +88,12 @@ class Drill:
         where = {
             "remote": f"--remote_executor=grpc://127.0.0.1:{port}",
             "cache": f"--remote_cache=grpc://127.0.0.1:{port}",
+            "http": f"--remote_cache=http://127.0.0.1:{port}",
         }
         command = [
             str(cluster.workspace() / "bazelw"),
             "build",
-            f"--config={place}",
+            f"--config={'remote' if place == 'remote' else 'cache'}",
             where[place],
             fresh,
             *options,
@@ -183,6 +186,34 @@ def no_cache(drill: Drill) -> str:
     """Nothing answers where the cache should be: what is built here does without."""
     build = drill.build("//tools/pools:requirements.in", place="cache", port=1).expect(0)
     return f"green in {build.seconds:.0f} s, built here"
+
+
+def poisoned(drill: Drill) -> str:
+    """A cache by HTTP has lost what it stored, or has other bytes of it, or half of them."""
+    arguments = cluster.parse(["cache", "--state", str(drill.state / "http"), "--port", str(HTTP_PORT)])
+    if cluster.http_cache(arguments):
+        raise DrillError("no cache")
+    ways: list[Callable[[bytes], bytes | None]] = [
+        lambda _: None,
+        lambda whole: bytes(byte ^ 255 for byte in whole),
+        lambda whole: whole[: len(whole) // 2],
+    ]
+    made = cluster.workspace() / "bazel-bin/tools/pools/routes.here.txt"
+    try:
+        for kind, way in itertools.product(("ac", "cas"), ways):
+            drill.build(HERE, place="http", port=HTTP_PORT).expect(0)
+            for file in (drill.state / "http/store" / kind).iterdir():
+                other = way(file.read_bytes())
+                file.unlink() if other is None else file.write_bytes(other)
+            drill.again(HERE)
+            build = drill.build(HERE, place="http", port=HTTP_PORT).expect(0)
+            if HIT in build.output or made.read_text(encoding="utf-8") != "here\n":
+                raise DrillError(f"damaged {kind} was believed:\n{build.output[-1500:]}")
+            drill.again(HERE)
+            drill.build(HERE, place="http", port=HTTP_PORT).expect(0, HIT)
+    finally:
+        cluster.down(arguments)
+    return "built here, green, and stored again: the next one is a hit"
 
 
 def missing(drill: Drill) -> str:
@@ -320,6 +351,7 @@ FAULTS: dict[str, tuple[str, Callable[[Drill], str]]] = {
     "missing": ("every stored object gone", missing),
     "damaged": ("a stored object with other bytes", damaged),
     "slow-network": ("200 ms more each way", slow_network),
+    "poisoned": ("a cache by HTTP that lost or damaged what it stored", poisoned),
     "writer": ("the token of a writer, by TLS", writer),
     "nobody": ("no token, an invented one, or no TLS", nobody),
     "reader": ("the token of a reader, which strangers may have", reader),

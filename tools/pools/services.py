@@ -96,10 +96,9 @@ class Layout:
         """What --remote_executor takes."""
         return f"grpc://127.0.0.1:{self.port}"
 
-    @property
-    def address_of_door(self) -> str:
+    def address_of_door(self, scheme: str) -> str:
         """The same from other machines."""
-        return f"grpcs://{door.host(self.listen)}:{self.port}"
+        return f"{scheme}://{door.host(self.listen)}:{self.port}"
 
     def socket(self, name: str) -> Path:
         """The socket of a service."""
@@ -205,25 +204,12 @@ thread-pool-size: 200
 
 def nginx_conf(layout: Layout, user: str) -> str:
     """The front door's: bytes go straight to the store in C++, all else to the scheduler in Python."""
-    scratch = "\n".join(
-        f"  {kind}_temp_path {layout.sockets}/nginx-{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return f"""\
-{f"user {user};" if user else ""}
-daemon off;
-# One process: killed, it leaves no other that holds the port.
-master_process off;
-pid {layout.sockets}/nginx.pid;
-worker_rlimit_nofile 65536;
-events {{ worker_connections 30000; }}
-http {{
-  access_log off;
-{scratch}
+    return _nginx(
+        layout,
+        user,
+        f"""\
   # Bazel's names of targets are in headers with dots.
   ignore_invalid_headers off;
-  client_max_body_size 0;
-  client_body_timeout 600s;
   grpc_read_timeout 7200s;
   grpc_send_timeout 600s;
   grpc_socket_keepalive on;
@@ -240,7 +226,38 @@ http {{
     location /build.bazel.remote.execution.v2.ActionCache/ {{ grpc_pass grpc://store; }}
     location / {{ grpc_pass grpc://scheduler; }}
   }}
-{door.server(layout.listen, layout.port, layout.keys) if layout.listen else ""}
+{door.server(layout.listen, layout.port, layout.keys) if layout.listen else ""}""",
+    )
+
+
+def http_cache_conf(layout: Layout, user: str) -> str:
+    """That of a cache without a cluster: files by their digest, written whole or not at all."""
+    servers = [door.http_server(f"127.0.0.1:{layout.port}", layout.store, None)]
+    if layout.listen:
+        servers.insert(0, f"{door.roles(layout.keys)}\n{door.http_roles()}")
+        servers.append(door.http_server(f"{layout.listen}:{layout.port}", layout.store, layout.keys))
+    return _nginx(layout, user, "\n".join(servers))
+
+
+def _nginx(layout: Layout, user: str, servers: str) -> str:
+    scratch = "\n".join(
+        f"  {kind}_temp_path {layout.sockets}/nginx-{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+{f"user {user};" if user else ""}
+daemon off;
+# One process: killed, it leaves no other that holds the port.
+master_process off;
+pid {layout.sockets}/nginx.pid;
+worker_rlimit_nofile 65536;
+events {{ worker_connections 30000; }}
+http {{
+  access_log off;
+{scratch}
+  client_max_body_size 0;
+  client_body_timeout 600s;
+{servers}
 }}
 """
 
@@ -282,12 +299,14 @@ def services(layout: Layout) -> list[Service]:
         ),
         Service("casd", casd, layout.socket("casd")),
         Service("buildgrid", [*buildgrid, str(layout.state / "buildgrid.yml")], layout.socket("buildgrid")),
-        Service(
-            "nginx",
-            [layout.program("nginx"), "-p", str(layout.state), "-e", "stderr", "-c", str(layout.state / "nginx.conf")],
-            layout.port,
-        ),
+        nginx(layout),
     ]
+
+
+def nginx(layout: Layout) -> Service:
+    """The front door; of a cache without a cluster it is all there is."""
+    command = [layout.program("nginx"), "-p", str(layout.state), "-e", "stderr"]
+    return Service("nginx", [*command, "-c", str(layout.state / "nginx.conf")], layout.port)
 
 
 def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, str]]) -> Service:
@@ -327,10 +346,17 @@ def system_mounts(root: Path, interpreter_prefix: Path) -> list[tuple[str, str]]
 
 
 def write_configurations(layout: Layout, rows: Iterable[Worker], user: str) -> None:
-    """Writes what the services read, and what the commands about a running cluster do."""
+    """Writes what the services read, and what the commands about a running cluster do.
+
+    Args:
+        layout: where everything is.
+        rows: the workers; without any it is a cache by HTTP.
+        user: as whom nginx runs, if that has to be said.
+    """
     rows = list(rows)
     (layout.state / "buildgrid.yml").write_text(buildgrid_yaml(layout, [row.pool for row in rows]), encoding="utf-8")
-    (layout.state / "nginx.conf").write_text(nginx_conf(layout, user), encoding="utf-8")
+    text = nginx_conf(layout, user) if rows else http_cache_conf(layout, user)
+    (layout.state / "nginx.conf").write_text(text, encoding="utf-8")
     for row in rows:
         text = f"{row.pool}\n" + ("simulated\n" if row.simulated else "")
         (layout.state / f"pool-{row.pool}").write_text(text, encoding="utf-8")

@@ -113,7 +113,8 @@ class Supervisor:
         signal.signal(signal.SIGINT, self._stop)
         try:
             self._unmount()
-            self._new_queue()
+            if any(service.name == "postgresql" for service in self.services):
+                self._new_queue()
             for service in self.services:
                 self._start(service)
                 self._wait_for(service)

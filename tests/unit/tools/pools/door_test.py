@@ -1,5 +1,6 @@
 """Beyond loopback there is TLS and a token or nothing, and a reader's token opens what reads alone."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from tools.pools import cluster
 from tools.pools.door import READS, STORED, DoorError, make_keys, server
-from tools.pools.services import Layout, nginx_conf
+from tools.pools.services import Layout, http_cache_conf, nginx_conf
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def test_every_place_of_the_door_asks_who_it_is_and_all_but_reading_is_a_writers
 
 def test_tokens_are_two_that_stay_and_that_only_the_owner_reads(tmp_path: Path, certificate: Path) -> None:
     keys = tmp_path / "keys"
-    make_keys(keys, "10.0.0.5", 50999, certificate)
+    make_keys(keys, "10.0.0.5", 50999, certificate, "grpcs")
     first = {file.name: file.read_text() for file in keys.iterdir()}
-    make_keys(keys, "10.0.0.5", 50999, certificate)
+    make_keys(keys, "10.0.0.5", 50999, certificate, "grpcs")
     assert {file.name: file.read_text() for file in keys.iterdir()} == first
     assert keys.stat().st_mode & 0o777 == 0o700
     secret = [file for file in keys.iterdir() if file.name != "tls.crt"]
@@ -82,7 +83,7 @@ def test_tokens_are_two_that_stay_and_that_only_the_owner_reads(tmp_path: Path, 
 
 def test_a_client_of_either_kind_has_a_file_to_import(tmp_path: Path, certificate: Path) -> None:
     keys = tmp_path / "keys"
-    make_keys(keys, "10.0.0.5", 50999, certificate)
+    make_keys(keys, "10.0.0.5", 50999, certificate, "grpcs")
     writer, reader = ((keys / f"{role}.bazelrc").read_text().splitlines() for role in ("writer", "reader"))
     assert writer[:2] == [
         "build:remote --remote_executor=grpcs://10.0.0.5:50999",
@@ -97,10 +98,42 @@ def test_a_client_of_either_kind_has_a_file_to_import(tmp_path: Path, certificat
 def test_a_certificate_that_is_not_there_opens_no_door(tmp_path: Path, certificate: Path, name: str) -> None:
     (certificate / name).unlink()
     with pytest.raises(DoorError, match=rf"^--certificate: no {name} in .* hint: leave it out, and one is made$"):
-        make_keys(tmp_path / "keys", "10.0.0.5", 50999, certificate)
+        make_keys(tmp_path / "keys", "10.0.0.5", 50999, certificate, "grpcs")
 
 
 def test_neither_a_certificate_nor_openssl_opens_no_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DoorError, match=r"^--listen: no openssl .* hint: --certificate DIR with tls.crt and tls.key$"):
-        make_keys(tmp_path / "keys", "10.0.0.5", 50999, None)
+        make_keys(tmp_path / "keys", "10.0.0.5", 50999, None, "grpcs")
+
+
+def test_a_cache_by_http_is_plain_on_loopback_and_nowhere_else(tmp_path: Path) -> None:
+    text = http_cache_conf(layout(tmp_path, "10.0.0.5"), "")
+    assert re.findall(r"listen (.*);", text) == ["127.0.0.1:50999", "10.0.0.5:50999 ssl"]
+    inside, door = (part for part in text.split("  server {\n")[1:])
+    assert "$role" not in inside
+    assert "if ($role = nobody) { return 401; }" in door
+    assert "if ($refused) { return 403; }" in door
+    allowed = re.findall(r'"(\w+) (\w+)" 0;', text)
+    assert [method for role, method in allowed if role == "reader"] == ["GET", "HEAD"]
+    assert re.findall(r"listen (.*);", http_cache_conf(layout(tmp_path, ""), "")) == ["127.0.0.1:50999"]
+
+
+@pytest.mark.parametrize(("path", "stored"), [("ac", True), ("cas", True), ("keys", False), ("ac/..", False)])
+def test_a_cache_by_http_has_digests_and_nothing_else(tmp_path: Path, path: str, stored: bool) -> None:
+    (pattern,) = re.findall(r'location ~ "(.*)" \{', http_cache_conf(layout(tmp_path, ""), ""))
+    assert bool(re.search(pattern, f"/{path}/{'0a' * 32}")) == stored
+    assert not re.search(pattern, f"/{path}/{'0a' * 31}")
+
+
+def test_what_was_asked_for_least_lately_makes_room_until_a_quarter_is_free(tmp_path: Path) -> None:
+    for number in range(10):
+        file = tmp_path / ("ac" if number % 2 else "cas") / str(number)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x" * 10)
+        # Written in one order, and asked for in another.
+        os.utime(file, (1000 - number, number))
+    cluster.make_room(tmp_path, 100)
+    assert len(list(tmp_path.glob("*/*"))) == 10, "it is as large as it may be"
+    cluster.make_room(tmp_path, 99)
+    assert sorted(file.name for file in tmp_path.glob("*/*")) == [str(number) for number in range(7)]
