@@ -110,6 +110,15 @@ CASES = {
         "starts",
         speed_min=2.0,
     ),
+    "draw 5M": Case(
+        "completions of a Llama of 5M, the prompts ragged and in groups",
+        {
+            "generate, padded on the left": ("draw", "transformers", "--shape", "5M"),
+            "plumbline": ("draw", "toolkit", "--shape", "5M"),
+        },
+        "tokens",
+        speed_min=2.0,
+    ),
     "save 5M": Case(
         "SFT of a Llama of 5M that saves every 20 steps",
         {

@@ -9,10 +9,14 @@ shape may round otherwise, and a number that falls just there draws another toke
 Log-probabilities are the model's own, at temperature 1 over the whole vocabulary, whatever the tokens were drawn with:
 those that training computes for the same tokens.
 
+A prompt that is asked several times is read once. Rows that are done leave the batch as soon as they are a quarter of
+it, and keys and values are written into tensors with room to grow: to join them anew for each token takes longer than
+all the rest on a CPU.
+
 Left out on purpose: an engine of its own. The model is called as it is wrapped, so a backend that gathers weights for a
 call gathers them here, once for each token; ranks that share weights take each call together.
 
-Shapes: B completions, S positions, V vocabulary.
+Shapes: B completions, R of them still drawn, S positions, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +28,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
 ATTENTION = "sdpa"
 """transformers' own, which knows caches and padding; attention per document knows neither."""
+
+
+SHARE_DONE = 0.25
+"""Of the rows of a batch, from which on those that are done leave it: each time, the cache is copied once."""
+ROOM = 128
+"""Positions that a cache has room for beyond what is in it, each time that it is full."""
 
 
 @dataclass(frozen=True)
@@ -77,42 +88,90 @@ def generate(
         all_done: asked before each further call of the model, with whether this rank needs it; False makes one, so
             that ranks that share weights stay in step.
     """
+    places: dict[bytes, int] = {}
+    place_B = [places.setdefault(prompt.tobytes(), len(places)) for prompt in prompts]
+    different = dict(zip(place_B, prompts, strict=True)).values()
     longest = max(map(len, prompts))
-    ids_BS = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    mask_BS = torch.zeros_like(ids_BS)
-    for row, prompt in enumerate(prompts):
-        ids_BS[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask_BS[row, longest - len(prompt) :] = 1
+    ids_RS = torch.zeros(len(different), longest, dtype=torch.int64)
+    mask_RS = torch.zeros_like(ids_RS)
+    for row, prompt in enumerate(different):
+        ids_RS[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask_RS[row, longest - len(prompt) :] = 1
     uniforms_BS = torch.stack([_uniforms(seed, sampling.num_tokens_max) for seed in seeds]).to(device)
-    ids_BS, mask_BS = ids_BS.to(device), mask_BS.to(device)
-    positions_BS = (mask_BS.cumsum(1) - 1).clamp(min=0)
+    ids_RS, mask_RS = ids_RS.to(device), mask_RS.to(device)
+    positions_RS = (mask_RS.cumsum(1) - 1).clamp(min=0)
     stops = torch.tensor(sorted(sampling.stop_ids), dtype=torch.int64, device=device)
-    cache, drawn, scores = DynamicCache(), [], []
-    is_done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    cache = Cache(layer_class_to_replicate=_Roomy)
+    tokens_BS = torch.zeros_like(uniforms_BS, dtype=torch.int64)
+    scores_BS = torch.zeros_like(uniforms_BS, dtype=torch.float32)
+    rows_R = torch.arange(len(prompts), device=device)
+    is_done_R = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
     with _attending(model):
         for number in range(sampling.num_tokens_max):
-            logits_BV = model(
-                input_ids=ids_BS,
-                attention_mask=mask_BS,
-                position_ids=positions_BS,
+            logits_RV = model(
+                input_ids=ids_RS,
+                attention_mask=mask_RS,
+                position_ids=positions_RS,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            logprobs_BV = logits_BV.float().log_softmax(-1)
-            token_B = draw(logprobs_BV, uniforms_BS[:, number], sampling)
-            drawn.append(token_B)
-            scores.append(logprobs_BV.gather(1, token_B[:, None])[:, 0])
-            is_done_B = is_done_B | torch.isin(token_B, stops)
-            if all_done(bool(is_done_B.all())):
+            if number == 0 and len(different) < len(prompts):
+                asked = torch.tensor(place_B, device=device)
+                cache.batch_select_indices(asked)
+                logits_RV, mask_RS, positions_RS = logits_RV[asked], mask_RS[asked], positions_RS[asked]
+            logprobs_RV = logits_RV.float().log_softmax(-1)
+            token_R = draw(logprobs_RV, uniforms_BS[rows_R, number], sampling)
+            tokens_BS[rows_R, number] = token_R
+            scores_BS[rows_R, number] = logprobs_RV.gather(1, token_R[:, None])[:, 0]
+            is_done_R = is_done_R | torch.isin(token_R, stops)
+            num_left = len(is_done_R) - int(is_done_R.sum())
+            if all_done(num_left == 0):
                 break
-            ids_BS, positions_BS = token_B[:, None], positions_BS[:, -1:] + 1
-            mask_BS = torch.cat([mask_BS, torch.ones_like(mask_BS[:, :1])], dim=1)
+            if 0 < num_left <= len(is_done_R) * (1 - SHARE_DONE):
+                left = (~is_done_R).nonzero()[:, 0]
+                cache.batch_select_indices(left)
+                rows_R, token_R, is_done_R = rows_R[left], token_R[left], is_done_R[left]
+                mask_RS, positions_RS = mask_RS[left], positions_RS[left]
+            ids_RS, positions_RS = token_R[:, None], positions_RS[:, -1:] + 1
+            mask_RS = torch.cat([mask_RS, torch.ones_like(mask_RS[:, :1])], dim=1)
     model.train(was_training)
-    tokens, logprobs = torch.stack(drawn, 1).cpu().numpy(), torch.stack(scores, 1).cpu().numpy()
+    tokens, logprobs = tokens_BS.cpu().numpy(), scores_BS.cpu().numpy()
     return [_completion(row, scored, sampling.stop_ids) for row, scored in zip(tokens, logprobs, strict=True)]
+
+
+class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers gives it no types
+    """Keys and values of a layer, views of tensors that have room for those to come."""
+
+    def __init__(self) -> None:
+        """Has no room yet."""
+        super().__init__()  # type: ignore[no-untyped-call]  # nor this
+        self.room: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds positions and returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        new = (key_states, value_states)
+        if not self.room or end > self.room[0].shape[-2]:
+            self.room = [each.new_empty(*each.shape[:-2], end + ROOM, each.shape[-1]) for each in new]
+            if self.keys is not None and self.values is not None and begin:
+                self.room[0][..., :begin, :] = self.keys
+                self.room[1][..., :begin, :] = self.values
+        for wide, more in zip(self.room, new, strict=True):
+            wide[..., begin:end, :] = more
+        keys, values = (each[..., :end, :] for each in self.room)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows, and makes new room with the next position."""
+        super().batch_select_indices(indices)
+        self.room = []
 
 
 def draw(logprobs_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Tensor:

@@ -41,9 +41,9 @@ SHAPES: dict[str, dict[str, int]] = {
 TOKENS_PER_PACK, SAMPLES_PER_STEP, NUM_STEPS = 1024, 16, 2
 
 
-def model_of(shape: str) -> PreTrainedModel:
+def model_of(shape: str, *, initializer_range: float = 0.02) -> PreTrainedModel:
     """A random model with attention per document."""
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "initializer_range": 0.02}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "initializer_range": initializer_range}
     return tiny_model(**(SHAPES[shape] | heads))
 
 

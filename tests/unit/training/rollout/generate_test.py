@@ -78,6 +78,21 @@ def test_a_completion_ends_with_the_first_token_that_stops_or_is_cut_off() -> No
         assert completion.is_finished or len(completion.token_ids) == 12
 
 
+def test_a_batch_that_shrinks_and_a_cache_that_grows_draw_what_each_row_draws_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.rollout.generate.ROOM", 2)
+    model = tiny_model()
+    asked, seeds = [prompt for prompt in PROMPTS for _ in range(8)], tuple(range(24))
+    together = drawn(model, asked, seeds)
+    assert len({len(each.token_ids) for each in together}) > 3, "some end early"
+    for prompt, seed, completion in zip(asked, seeds, together, strict=True):
+        (alone,) = drawn(model, [prompt], (seed,))
+        assert np.array_equal(alone.token_ids, completion.token_ids)
+        assert np.allclose(alone.logprobs, completion.logprobs, atol=1e-5)
+        assert alone.is_finished == completion.is_finished
+
+
 def test_without_temperature_the_likeliest_token_is_taken() -> None:
     model: Any = tiny_model()
     for prompt, completion in zip(PROMPTS, drawn(model, temperature=0.0), strict=True):
