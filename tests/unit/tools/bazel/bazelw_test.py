@@ -3,8 +3,11 @@
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -13,7 +16,7 @@ import pytest
 def tools(tmp_path: pathlib.Path) -> None:
     """The few system programs that the wrapper calls; whatever Bazel this machine has stays out of sight."""
     (tmp_path / "tools").mkdir()
-    for name in ("mkdir", "rm", "sh"):
+    for name in ("bash", "mkdir", "rm", "sed", "sh", "sleep", "timeout"):
         (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
     (tmp_path / "tools" / "python3").symlink_to(pathlib.Path(sys.executable).resolve())
 
@@ -122,3 +125,60 @@ def test_it_works_from_any_folder(checkout) -> None:
         text=True,
     )
     assert done.stdout == "bazel: info\n"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def remotely(checkout: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    named = program(checkout.parent / "named", "bazel 9.0.0")
+    return run(checkout, *arguments, BAZEL=str(named))
+
+
+@pytest.mark.parametrize("where", [".bazelrc", "user.bazelrc", "writer.bazelrc", "typed"])
+def test_a_cluster_that_is_not_there_is_named_in_seconds(checkout, where) -> None:
+    address = f"grpc://127.0.0.1:{free_port()}"
+    line = f"build:remote --remote_executor={address}\n"
+    (checkout / ".bazelrc").write_text(
+        "build:remote --remote_executor=grpc://127.0.0.1:1\n" * (where != ".bazelrc")
+        + line * (where == ".bazelrc")
+        + "try-import %workspace%/user.bazelrc"
+    )
+    (checkout / "user.bazelrc").write_text(line if where == "user.bazelrc" else "import %workspace%/writer.bazelrc\n")
+    (checkout / "writer.bazelrc").write_text(line * (where == "writer.bazelrc"))
+    words = [f"--remote_executor={address}"] if where == "typed" else []
+    began = time.monotonic()
+    done = remotely(checkout, "test", "--config=remote", *words, "//...")
+    assert time.monotonic() - began < 20
+    assert (done.returncode, done.stdout) == (34, "")
+    assert done.stderr.startswith(f"bazelw: nobody listens at {address}, where --config=remote builds. hint: ./bazelw ")
+
+
+def test_a_cluster_that_is_just_starting_is_waited_for(checkout) -> None:
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        (checkout / ".bazelrc").write_text(f"build:remote --remote_executor=grpc://127.0.0.1:{late.getsockname()[1]}\n")
+        threading.Timer(1.5, late.listen).start()
+        done = remotely(checkout, "build", "--config=remote", "//...")
+    assert (done.stdout, done.stderr) == ("named: build --config=remote //...\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "//..."],
+        ["aquery", "--config=remote", "//..."],
+        ["build", "--nobuild", "--config=remote", "//..."],
+        ["build", "--config=remote", "--remote_executor=unix:/run/cluster", "//..."],
+        ["build", "--config=remote", "--remote_proxy=unix:/run/proxy", "//..."],
+        ["--bazelrc=other", "build", "--config=remote", "//..."],
+        ["run", "//a", "--", "--config=remote"],
+    ],
+    ids=" ".join,
+)
+def test_what_asks_no_cluster_or_one_that_is_elsewhere_is_not_kept(checkout, words) -> None:
+    (checkout / ".bazelrc").write_text(f"build:remote --remote_executor=grpc://127.0.0.1:{free_port()}\n")
+    assert remotely(checkout, *words).stdout == f"named: {' '.join(words)}\n"
