@@ -5,7 +5,7 @@ must agree on a number which only that work gives. Speed is work per processor s
 the clock says what others were doing. Ratios are to the case's first contender; above 1 the others are faster.
 
 Writes a table, and below `.plumbline/bench` a JSON file with every figure, the versions and the machine. Earlier files
-stay: they are the history.
+stay: they are the history. `ratios.png` beside them shows each case as it came out last.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.bench.picture import Mark, draw
 from tools.bench.rounds import Spread, ratios, spread, turns
 
 PACKAGE = Path("tests/benchmark/speed")
@@ -242,6 +243,29 @@ def table(made: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def marks(folder: Path) -> list[Mark]:
+    """Ratios that have a target, each as the newest file in which its case is says, in the order of CASES."""
+    newest: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("train-*.json")):
+        of_case: dict[str, list[dict[str, Any]]] = {}
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            of_case.setdefault(row["case"], []).append(row)
+        newest |= of_case
+    made = []
+    for name, case in CASES.items():
+        if name not in newest:
+            continue
+        first, second, *_ = newest[name]
+        label = f"{name}: {second['contender']} / {first['contender']}"
+        if case.speed_min:
+            made.append(Mark(label, Spread(**second["speed_ratio"]), case.speed_min))
+        if case.memory_max:
+            held = second["memory_ratio"]
+            turned = Spread(1 / held["max"], 1 / held["median"], 1 / held["min"])
+            made.append(Mark(f"{label}, memory", turned, 1 / case.memory_max))
+    return made
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on, beside the versions."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -294,7 +318,8 @@ def main() -> int:
     }
     path = folder / f"train-{started}.json"
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    print(f"every figure: {path}")
+    draw(marks(folder), folder / "ratios.png")
+    print(f"every figure: {path}; all cases as they came out last: {folder / 'ratios.png'}")
     return 1 if any(row.misses for row in made) else 0
 
 

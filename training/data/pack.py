@@ -4,7 +4,7 @@ Best-fit decreasing: longest first, each into the fullest pack it still fits. Th
 packs with a tree, for each document; here rooms are small integers, so "is there a pack with room r" is bit r of one
 Python integer, and the tightest room that fits is the lowest set bit above the length. Documents of one length are
 fitted together: the tightest room takes as many as it holds, in as many packs as have it, which is what they would
-come to one after the other. A million lengths take less than a second, and conversations need at most one pack more
+come to one after the other. A million lengths take about a second, and conversations need at most one pack more
 than their tokens would if they could be cut.
 
 Best-fit decreasing never needs more than 11/9 of the optimum plus a constant (Johnson 1973). Left out on purpose:

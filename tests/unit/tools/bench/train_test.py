@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench import train
+from tools.bench.picture import Mark
+from tools.bench.rounds import Spread
 from tools.bench.train import Case, DisagreeError, Go, go, rows, table
 
 SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"}, also={"full": 98.0})
@@ -74,6 +76,24 @@ def test_a_contender_that_fails_ends_the_run_with_its_words(tmp_path: Path, monk
     contender(tmp_path, "raise SystemExit('no such shape')")
     with pytest.raises(SystemExit, match=r"a way failed \(1\):\nno such shape"):
         go(["a", "way"])
+
+
+def test_a_mark_is_of_the_newest_file_with_its_case_and_memory_is_turned_over(tmp_path: Path) -> None:
+    def row(contender: str, speed: float, memory: float) -> dict[str, object]:
+        spreads = {
+            name: {"min": value / 2, "median": value, "max": value * 2}
+            for name, value in (("speed_ratio", speed), ("memory_ratio", memory))
+        }
+        return {"case": "loss 128k", "contender": contender, **spreads}
+
+    for name, speed in (("1", 3.0), ("2", 0.5)):
+        kept = {"rows": [row("whole", 1.0, 1.0), row("chunks", speed, 0.25)]}
+        (tmp_path / f"train-{name}.json").write_text(json.dumps(kept))
+    (tmp_path / "train-3.json").write_text(json.dumps({"rows": []}))
+    speed, memory = train.marks(tmp_path)
+    assert speed == Mark("loss 128k: chunks / whole", Spread(0.25, 0.5, 1.0), 1.0)
+    assert not speed.is_met
+    assert memory == Mark("loss 128k: chunks / whole, memory", Spread(2.0, 4.0, 8.0), 7.0)
 
 
 def test_every_case_has_a_program_for_each_contender() -> None:
