@@ -170,6 +170,9 @@ def test_a_cluster_that_is_just_starting_is_waited_for(checkout) -> None:
     "words",
     [
         ["build", "//..."],
+        ["build", "--nobuild", "//..."],
+        ["--bazelrc=other", "test", "//..."],
+        ["aquery", "--config=remote", "--nobuild", "//..."],
         ["aquery", "--config=remote", "//..."],
         ["build", "--nobuild", "--config=remote", "//..."],
         ["build", "--config=remote", "--remote_executor=unix:/run/cluster", "//..."],
