@@ -1,4 +1,4 @@
-"""Manifests of a farm and of a training job on several machines, from the table of accelerators: files below deploy/.
+"""Manifests of a farm and of a training job on several machines, from the table of accelerators: files in farm/.
 
 Workers are Buildbarn's, in two halves: `worker` has the key to the farm and runs nothing of anybody's, `runner` runs
 actions and has neither key nor rights. All engines are told the one property that targets ask for.
@@ -32,7 +32,7 @@ Manifest = dict[str, Any]
 
 
 def image(names: Mapping[str, Any], accelerator: str, locks: Mapping[str, str]) -> str:
-    """The name of an image of deploy/Containerfile, by its wheels: the cpu's lock, and its own in place of some."""
+    """The name of an image of farm/Containerfile, by its wheels: the cpu's lock, and its own in place of some."""
     wheels = "".join(
         locks[each] for each in sorted({names["ACCELERATORS"][each].lock for each in ("cpu", accelerator)})
     )
@@ -285,7 +285,7 @@ def compose(names: Mapping[str, Any]) -> str:
             cards = {"deploy": {"resources": {"reservations": {"devices": [reserved]}}}}
         services[f"runner-{pool}"] = {
             "image": RUNNER_IMAGE,
-            "build": {"context": "..", "dockerfile": "deploy/Containerfile", "target": "runner"},
+            "build": {"context": "../../..", "dockerfile": "tools/pools/farm/Containerfile", "target": "runner"},
             "profiles": [pool],
             "command": ["/bb/bb_runner", "/configuration/runner.jsonnet"],
             "depends_on": {"installer": {"condition": "service_completed_successfully"}},
@@ -372,9 +372,9 @@ def files(names: Mapping[str, Any], locks: Mapping[str, str]) -> dict[str, str]:
         locks: the text of each lock by its path.
     """
     return {
-        "deploy/buildfarm.yaml": buildfarm(names),
-        "deploy/compose.yaml": compose(names),
-        "deploy/nativelink.json": nativelink(names),
-        "deploy/training.yaml": training(names, locks),
-        "deploy/workers.yaml": kubernetes(names),
+        "tools/pools/farm/buildfarm.yaml": buildfarm(names),
+        "tools/pools/farm/compose.yaml": compose(names),
+        "tools/pools/farm/nativelink.json": nativelink(names),
+        "tools/pools/farm/training.yaml": training(names, locks),
+        "tools/pools/farm/workers.yaml": kubernetes(names),
     }

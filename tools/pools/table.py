@@ -1,6 +1,6 @@
 """What follows from the table of accelerators and has to be checked in: configs, lanes of CI, and a table for people.
 
-    ./bazelw run //tools/pools:table      writes them anew: between their marks, and whole files below deploy/
+    ./bazelw run //tools/pools:table      writes them anew: between their marks, and whole files below tools/pools/farm/
 
 The table is Starlark, for Bazel reads it first; its rows are calls and dictionaries that Python reads the same way.
 """

@@ -22,7 +22,7 @@ FILES = manifests.files(NAMES, locks(Path(), NAMES))
 
 def objects(name: str) -> list[Any]:
     """The documents of a file that is checked in."""
-    return list(yaml.safe_load_all(Path("deploy", name).read_text()))
+    return list(yaml.safe_load_all(Path("tools/pools/farm", name).read_text()))
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -123,7 +123,7 @@ def test_every_engine_is_told_the_property_that_targets_ask_for() -> None:
         text = configuration[f"{pool}.jsonnet"]
         assert re.findall(r"{ name: '(\w+)', value: '([\w-]+)' }", text) == [(asked, pool)]
         assert re.findall(r"concurrency: (\d+)", text) == ["1" if cell.cards else "4"]
-    native = json.loads(Path("deploy/nativelink.json").read_text())
+    native = json.loads(Path("tools/pools/farm/nativelink.json").read_text())
     assert native["schedulers"][0]["simple"]["supported_platform_properties"] == {asked: "exact"}
     told = [each["local"]["platform_properties"] for each in native["workers"]]
     assert told == [{asked: {"values": [pool]}} for pool in POOLS]
@@ -138,7 +138,7 @@ def test_every_engine_is_told_the_property_that_targets_ask_for() -> None:
 def commands() -> dict[str, list[str]]:
     """Arguments of torchrun wherever a command for several machines is written down."""
     (job,) = [each for each in objects("training.yaml") if each["kind"] == "Job"]
-    slurm = Path("deploy/train.slurm").read_text()
+    slurm = Path("tools/pools/farm/train.slurm").read_text()
     (inner,) = re.findall(r"sh -c '(.*?)'", slurm, re.DOTALL)
     (typed,) = re.findall(r"^    (torchrun .*)$", Path("docs/pools.md").read_text(), re.MULTILINE)
     return {
@@ -182,7 +182,7 @@ def test_the_job_of_kubernetes_has_a_pod_for_each_machine_and_an_address_for_the
 
 
 def test_slurm_starts_one_torchrun_on_each_machine_and_says_when_to_save() -> None:
-    text = Path("deploy/train.slurm").read_text()
+    text = Path("tools/pools/farm/train.slurm").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
     assert (asked["nodes"], asked["ntasks-per-node"], asked["gpus-per-node"]) == ("2", "1", "4")
     assert asked["signal"].startswith("TERM@"), "torchrun passes SIGTERM on to its ranks, and SIGUSR1 ends it"
