@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tools.bench.train import machine
+from tools.bench.rounds import machine
 
 LEAF = "training/schedule.py"
 """A module that few tests need."""

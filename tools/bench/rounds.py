@@ -1,12 +1,16 @@
-"""Measuring side by side: whose turn it is, and what the figures of all rounds come to.
+"""Measuring side by side: whose turn it is, what the figures of all rounds come to, and on what machine.
 
 On a shared machine only what was measured next to each other can be compared, so a ratio is taken within a round and
 never between the best of one contender and the best of another.
 """
 
+import os
+import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,13 @@ def spread(values: Sequence[float]) -> Spread:
 def ratios(values: Sequence[float], against: Sequence[float]) -> list[float]:
     """Round by round, the figure of one contender over the other's; raises ValueError where a round lacks one."""
     return [value / other for value, other in zip(values, against, strict=True)]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, beside the versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.picture import Mark, draw
-from tools.bench.rounds import Spread, ratios, spread, turns
+from tools.bench.rounds import Spread, machine, ratios, spread, turns
 
 PACKAGE = Path("tests/benchmark/speed")
 AGREE_RELATIVE = 1e-4
@@ -264,16 +263,6 @@ def marks(folder: Path) -> list[Mark]:
             turned = Spread(1 / held["max"], 1 / held["median"], 1 / held["min"])
             made.append(Mark(f"{label}, memory", turned, 1 / case.memory_max))
     return made
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on, beside the versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = next(
-        (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")),
-        platform.processor(),
-    )
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def main() -> int:
