@@ -110,15 +110,19 @@ def matrix_of(num_cells: int) -> str:
     return f'"""Made for a measurement."""\n\nCELLS = [\n    (["cpu"], "blocking", """\n{names}\n"""),\n]\n'
 
 
-def cloned(workspace: Path, path: Path) -> Checkout:
-    """A clone of the last commit."""
-    subprocess.run(["git", "clone", "--quiet", str(workspace), str(path)], check=True)
+def cloned(workspace: Path, commit: str, path: Path) -> Checkout:
+    """A clone of a commit."""
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(workspace), str(path)], check=True)
+    subprocess.run(["git", "-C", str(path), "checkout", "--quiet", commit], check=True)
     return Checkout(path, path.parent / "cache")
 
 
 def measured(folder: Path, workspace: Path, patterns: Sequence[str], sizes: Sequence[int]) -> Iterator[Row]:
     """Every row, in the order in which they are measured: each needs what came before."""
-    first = cloned(workspace, folder / "first")
+    # Somebody may commit meanwhile.
+    words = ["git", "-C", str(workspace), "rev-parse", "HEAD"]
+    commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    first = cloned(workspace, commit, folder / "first")
     try:
         yield first.test("nothing there but Bazel: wheels, analysis, every test", patterns)
         yield first.test("no change", patterns, seconds_max=1.5)
@@ -127,13 +131,14 @@ def measured(folder: Path, workspace: Path, patterns: Sequence[str], sizes: Sequ
         first.append(LOCK, "# Changed.\n")
         yield first.test(f"a comment in {LOCK}", patterns)
         subprocess.run(["git", "-C", str(first.path), "checkout", "--quiet", "."], check=True)
-        second = cloned(workspace, folder / "second")
+        second = cloned(workspace, commit, folder / "second")
         try:
             second.bazel("build", "--nobuild", *patterns)
             second.bazel("shutdown")
             yield second.test("another checkout, wheels there, results in a cache", patterns, seconds_max=15.0)
         finally:
             second.bazel("shutdown")
+        first.bazel("build", "--nobuild", "//tests/smoke/...")  # Fetches the wheels of the cells.
         for size in sizes:
             yield first.analysed(size, 30.0 if size == 10_000 else None)
     finally:
@@ -171,7 +176,7 @@ def main() -> int:
     """Measures, prints the table, and fails if something ran that need not have, or took longer than its target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", default=["//tests/unit/..."], help="tests (default: //tests/unit/...)")
-    parser.add_argument("--cells", type=int, nargs="+", default=[100, 1_000, 10_000], help="sizes of the matrix")
+    parser.add_argument("--cells", type=int, nargs="*", default=[100, 1_000, 10_000], help="sizes of the matrix")
     arguments = parser.parse_args()
     workspace = Path(os.environ["BUILD_WORKSPACE_DIRECTORY"])
     folder = Path(tempfile.mkdtemp(prefix="plumbline-bench-"))
