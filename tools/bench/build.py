@@ -138,7 +138,8 @@ def measured(folder: Path, workspace: Path, patterns: Sequence[str], sizes: Sequ
             yield second.test("another checkout, wheels there, results in a cache", patterns, seconds_max=15.0)
         finally:
             second.bazel("shutdown")
-        first.bazel("build", "--nobuild", "//tests/smoke/...")  # Fetches the wheels of the cells.
+        if sizes:
+            first.bazel("build", "--nobuild", "//tests/smoke/...")  # Fetches the wheels of the cells.
         for size in sizes:
             yield first.analysed(size, 30.0 if size == 10_000 else None)
     finally:
