@@ -134,10 +134,10 @@ def buildbarn(pool: str, slots: int) -> str:
     """The configuration of a worker of Buildbarn's: what it says of itself, and the key by which it is known."""
     return f"""\
 local tls = {{
-  server_certificate_authorities: importstr '/farm/ca.crt',
+  server_certificate_authorities: importstr '/etc/plumbline/ca.crt',
   client_key_pair: {{ files: {{
-    certificate_path: '/farm/tls.crt',
-    private_key_path: '/farm/tls.key',
+    certificate_path: '/etc/plumbline/tls.crt',
+    private_key_path: '/etc/plumbline/tls.key',
     refresh_interval: '3600s',
   }} }},
 }};
@@ -226,7 +226,7 @@ def _deployment(names: Mapping[str, Any], pool: str, label: Manifest) -> Manifes
         "name": "worker",
         "image": "bb-worker",
         "args": [f"/configuration/{pool}.jsonnet"],
-        **_safe(shared | {"farm": "/farm"}),
+        **_safe(shared | {"farm": "/etc/plumbline"}),
     }
     runner = {
         "name": "runner",
@@ -304,7 +304,7 @@ def compose(names: Mapping[str, Any]) -> str:
             # The volume is made with the owner that it has in the runner's image.
             "depends_on": [f"runner-{pool}"],
             **safe,
-            "volumes": [f"{pool}:/worker", "./farm:/farm:ro"],
+            "volumes": [f"{pool}:/worker", "./keys:/etc/plumbline:ro"],
             "configs": [{"source": f"{pool}.jsonnet", "target": f"/configuration/{pool}.jsonnet"}],
         }
     whole = {

@@ -99,8 +99,8 @@ def test_what_runs_actions_has_no_key_and_reaches_nothing_but_the_farm() -> None
     for pool in POOLS:
         runner, worker = services[f"runner-{pool}"], services[f"worker-{pool}"]
         assert runner["network_mode"] == "none"
-        assert not [volume for volume in runner["volumes"] if "farm" in volume]
-        assert "./farm:/farm:ro" in worker["volumes"]
+        assert not [volume for volume in runner["volumes"] if "/etc/plumbline" in volume]
+        assert "./keys:/etc/plumbline:ro" in worker["volumes"]
         for service in (runner, worker):
             assert (service["user"], service["read_only"], service["cap_drop"]) == ("65534:65534", True, ["ALL"])
 
