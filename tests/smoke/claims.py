@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.smoke.evidence import Evidence
+from tests.smoke.matrix import Cell
 from tests.smoke.rewards import share
 from tests.smoke.verdict import Claim
 from training.checkpoint.manifest import MANIFEST, committed, file_of_rank, newest, verified
@@ -121,16 +122,13 @@ def _shares(evidence: Evidence) -> Found:
     """Only some backends shard; a rank of the others holds everything."""
     total, cards = evidence.reload["num_weights"], evidence.cell.cards
     held = [rank["num_weights_held"] for rank in evidence.run["ranks"]]
-    if evidence.cell.framework in SHARDED:
+    if evidence.cell.tables.frameworks[evidence.cell.framework].shards:
         shards = evidence.cell.settings.get("parallel.shard_ranks", cards)
         # A weight of few rows cannot be cut evenly.
         most = total * (1.25 / shards if shards > 1 else 1)
         everywhere = total * (cards // shards)
         return Found(sum(held) == everywhere and max(held) <= most, held, {"sum": everywhere, "each_max": most})
     return Found(held == [total] * cards, held, [total] * cards)
-
-
-SHARDED = ("fsdp", "deepspeed")
 
 
 def _loss(evidence: Evidence) -> Found:
@@ -299,7 +297,7 @@ PHASES = {
 """Seconds that each phase may take: many times what it takes on two busy cores, so that only a hang or a blunder is
 over it."""
 
-TRAINS: dict[str, Check] = {
+CHECKS: dict[str, Check] = {
     "ends_well": Check("It dies of the kill alone, and goes on to the last step.", _ends),
     "plan_is_the_cells": Check("Both sessions followed the plan that the cell stands for, setting by setting.", _plan),
     "world_is_as_asked": Check("As many ranks as cards took part, each on a device of its own, in one group.", _world),
@@ -314,18 +312,15 @@ TRAINS: dict[str, Check] = {
     "nothing_leaks": Check("No process, port, shared memory or temporary file is left.", _leaks),
     "memory_is_in_budget": Check("No process and no device needed more memory than budgeted.", _memory),
     "cost_is_in_budget": Check("No phase took longer, and all wrote no more, than budgeted.", _cost),
-}
-"""The claims of a cell whose recipe trains one model."""
-
-DRAWS: dict[str, Check] = {
-    **{name: check for name, check in TRAINS.items() if name != "loss_falls"},
     "losses_are_finite": Check("Every loss and gradient norm is finite, and every step has a gradient.", _finite),
     "completions_are_whole": Check(
         "Each completion that was learned from is written once, with its reward, of which the records have the mean.",
         _completions,
     ),
 }
-"""The claims of a cell whose recipe learns from what it draws: its loss is of advantages, which never fall."""
+"""Every claim that there is, by its name; which of them a cell owes, its recipe's row says."""
 
-CLAIMS = {"sft": TRAINS, "dpo": TRAINS, "kto": TRAINS, "reward": TRAINS, "grpo": DRAWS, "ppo": DRAWS}
-"""By recipe."""
+
+def owed(cell: Cell) -> dict[str, Check]:
+    """The claims of a cell."""
+    return {name: CHECKS[name] for name in cell.claims}

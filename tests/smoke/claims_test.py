@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.smoke.claims import CLAIMS, MEMORY_MAX_BYTES, judge
+from tests.smoke.claims import CHECKS, MEMORY_MAX_BYTES, judge, owed
 from tests.smoke.evidence import Evidence
-from tests.smoke.matrix import Cell, cell_named
-from tests.smoke.runner import prove
+from tests.smoke.matrix import TABLES, Cell, cell_named
+from tests.smoke.runner import prove, verdict_of
 from training.checkpoint.manifest import newest
 
 CELL = cell_named("sft_lora_fsdp_x2")
@@ -188,9 +188,9 @@ BROKEN: dict[Callable[[Path], None], set[str]] = {
 def test_a_claim_fails_when_what_it_claims_is_not_so(ran: Path, tmp_path: Path, broken: Callable[[Path], None]) -> None:
     run = shutil.copytree(ran, tmp_path / "run")
     broken(run)
-    judged = list(judge(Evidence(run), CLAIMS["sft"]))
+    judged = list(judge(Evidence(run), owed(CELL)))
     assert {each.name for each in judged if not each.holds} == BROKEN[broken]
-    assert [each.name for each in judged] == list(CLAIMS["sft"])
+    assert [each.name for each in judged] == list(CELL.claims)
 
 
 @pytest.mark.parametrize("broken", DRAWN_BROKEN, ids=lambda each: each.__name__)
@@ -199,11 +199,19 @@ def test_a_claim_about_what_was_drawn_fails_when_it_is_not_so(
 ) -> None:
     run = shutil.copytree(drew, tmp_path / "run")
     broken(run)
-    judged = list(judge(Evidence(run), CLAIMS["grpo"]))
+    judged = list(judge(Evidence(run), owed(DRAWING)))
     assert {each.name for each in judged if not each.holds} == DRAWN_BROKEN[broken]
-    assert [each.name for each in judged] == list(CLAIMS["grpo"])
+    assert [each.name for each in judged] == list(DRAWING.claims)
 
 
 def test_every_claim_has_been_seen_to_fail() -> None:
     seen = set().union(*BROKEN.values(), *DRAWN_BROKEN.values())
-    assert seen == {name for claims in CLAIMS.values() for name in claims}
+    assert seen == CHECKS.keys() == {name for row in TABLES.recipes.values() for name in row.claims}
+
+
+def test_a_verdict_shows_what_the_model_said_last(drew: Path) -> None:
+    lines = [json.loads(line) for line in (drew / "out/completions.jsonl").read_text().splitlines()]
+    shown = verdict_of(Evidence(drew), DRAWING, replay="")["completions"]
+    assert shown == [{name: line[name] for name in ("prompt", "completion", "rewards")} for line in lines[-16:-12]]
+    assert {line["step"] for line in lines[-16:]} == {14}
+    assert all(each["rewards"].keys() == {"rewards.py:share"} for each in shown)

@@ -21,6 +21,8 @@ from tests.smoke.matrix import Cell, cell_named
 from tests.smoke.verdict import Phase, Point
 from training.metrics.records import Record, StepRecord, read_records
 
+COMPLETIONS_SHOWN = 4
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -94,6 +96,13 @@ class Evidence:
         """Each completion that was drawn and judged."""
         lines = self._there("out/completions.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+    @cached_property
+    def completions_of_last(self) -> list[dict[str, Any]]:
+        """A few of those that the last steps learned from, to be looked at."""
+        last = max(each["step"] for each in self.completions)
+        few = [each for each in self.completions if each["step"] == last][:COMPLETIONS_SHOWN]
+        return [{name: each[name] for name in ("prompt", "completion", "rewards")} for each in few]
 
     @cached_property
     def curve(self) -> list[Point]:

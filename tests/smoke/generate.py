@@ -7,6 +7,7 @@ matrix.json holds every cell, with the plan's reason where it is refused:
 
     {"schema": 1, "cells": [{"name": "sft_lora_fsdp_x2", "recipe": "sft", "variant": "cpu", "framework": "fsdp",
       "cards": 2, "features": ["lora"], "depth": "blocking" | "full" | null, "target": "//tests/smoke:…" | null,
+      "claims": ["ends_well", …] that its verdict must have, none where it is refused,
       "refusal": null | {"field": …, "got": …, "expected": …, "hint": …}}, …]}
 """
 
@@ -63,6 +64,7 @@ def as_json(matrix: Matrix) -> dict[str, Any]:
             "features": list(cell.features),
             "depth": depth.get(cell),
             "target": cell.target if cell in depth else None,
+            "claims": list(cell.claims) if cell in depth else [],
             "refusal": asdict(refused[cell]) if cell in refused else None,
         }
         for cell in everything

@@ -16,11 +16,12 @@ Standard library only: the matrix is looked at far more often than a model is tr
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, get_args, get_type_hints
 
+from tests.support.chats import asked_sums, labelled_sums, preferred_sums, sums
 from tests.support.tolerances import (
     SMOKE_CURVE_8_BITS_RELATIVE,
     SMOKE_CURVE_BF16_RELATIVE,
@@ -64,12 +65,51 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Framework:
+    """What processes share a step by."""
+
+    settings: Settings
+    shards: bool = False
+    """Whether each rank holds a part of the weights alone."""
+    preload: str = ""
+    """Module that its processes import, or a function in one that does so for a device, as module:function."""
+
+
+TRAINS = (
+    "ends_well",
+    "plan_is_the_cells",
+    "world_is_as_asked",
+    "weights_are_shared_out",
+    "loss_falls",
+    "resume_is_exact",
+    "checkpoint_is_committed",
+    "export_reloads",
+    "curve_is_golden",
+    "nothing_leaks",
+    "memory_is_in_budget",
+    "cost_is_in_budget",
+)
+"""The claims of a recipe that trains one model; `claims.py` has how each is looked at."""
+
+DRAWS = (*(name for name in TRAINS if name != "loss_falls"), "losses_are_finite", "completions_are_whole")
+"""Those of one that learns from what it draws: its loss is of advantages, which never fall."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A way to learn, as its cells run it."""
 
     settings: Settings
     config: type[SftConfig] = SftConfig
     """What the settings come to."""
+    samples: Callable[[int], list[dict[str, Any]]] = sums
+    """Makes so many samples to learn from."""
+    claims: tuple[str, ...] = TRAINS
+    """Names of what must be true of a run."""
+    has_value_head: bool = False
+    """Whether what is trained and exported says one value of a text, and no next words."""
+    has_critic: bool = False
+    """Whether a second head learns beside the model, and is not exported."""
     num_features_max: int = 1
     """Features that a cell of it has at most, but for those that `covering.py` chose. What features do to each other is
     no matter of a recipe, so the first alone has many."""
@@ -89,7 +129,7 @@ class Tables:
     """All there is to combine."""
 
     variants: Mapping[str, Variant]
-    frameworks: Mapping[str, Settings]
+    frameworks: Mapping[str, Framework]
     features: Mapping[str, Feature]
     recipes: Mapping[str, Recipe]
     """The first is proven with each single feature on each framework, the others with each framework."""
@@ -135,10 +175,12 @@ TABLES = Tables(
         "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4, packages=PACKAGES)),
     },
     frameworks={
-        "single": {"parallel.backend": "single"},
-        "ddp": {"parallel.backend": "ddp"},
-        "fsdp": {"parallel.backend": "fsdp"},
-        "deepspeed": {"parallel.backend": "deepspeed"},
+        "single": Framework({"parallel.backend": "single"}),
+        "ddp": Framework({"parallel.backend": "ddp"}),
+        "fsdp": Framework({"parallel.backend": "fsdp"}, shards=True, preload="training.parallel.fsdp"),
+        "deepspeed": Framework(
+            {"parallel.backend": "deepspeed"}, shards=True, preload="training.parallel.deepspeed:preload"
+        ),
     },
     features={
         "lora": Feature({"lora.rank": 4}, decides_numbers=True),
@@ -169,22 +211,41 @@ TABLES = Tables(
         "sft": Recipe(ABBREVIATED, num_features_max=FEATURES_TOGETHER_MAX),
         # A pair travels in one pack, and is compared with what the model said before, or without its adapter.
         "dpo": Recipe(
-            ABBREVIATED, DpoConfig, 2, meets=("lora", "bf16", "unpacked", "chunked_loss", "activation_checkpointing")
+            ABBREVIATED,
+            DpoConfig,
+            preferred_sums,
+            num_features_max=2,
+            meets=("lora", "bf16", "unpacked", "chunked_loss", "activation_checkpointing"),
         ),
-        "kto": Recipe(ABBREVIATED, KtoConfig, meets=("lora", "unpacked"), loss_falls_to=0.95),
+        "kto": Recipe(ABBREVIATED, KtoConfig, labelled_sums, meets=("lora", "unpacked"), loss_falls_to=0.95),
         # Another head, which learns beside an adapter too. Faster, pairs are told apart so well that rounding decides.
         "reward": Recipe(
-            ABBREVIATED | {"optimizer.learning_rate_peak": 0.001}, RewardConfig, meets=("lora", "unpacked", "zero3")
+            ABBREVIATED | {"optimizer.learning_rate_peak": 0.001},
+            RewardConfig,
+            preferred_sums,
+            has_value_head=True,
+            meets=("lora", "unpacked", "zero3"),
         ),
         # Weights are gathered for drawing, and compared with a second model, or with the one under the adapter.
         "grpo": Recipe(
             REWARDED | {"rl.group_size": 4},
             GrpoConfig,
+            asked_sums,
+            DRAWS,
             meets=("lora", "zero3", "chunked_loss", "keep_gathered"),
             without=COARSE,
             loss_least=0.05,
         ),
-        "ppo": Recipe(REWARDED, PpoConfig, meets=("lora", "zero3", "cpu_offload"), without=COARSE, loss_least=0.05),
+        "ppo": Recipe(
+            REWARDED,
+            PpoConfig,
+            asked_sums,
+            DRAWS,
+            has_critic=True,
+            meets=("lora", "zero3", "cpu_offload"),
+            without=COARSE,
+            loss_least=0.05,
+        ),
     },
 )
 
@@ -232,6 +293,11 @@ class Cell:
         return max([SMOKE_CURVE_RELATIVE, *(self.tables.features[each].tolerance for each in self.features)])
 
     @property
+    def claims(self) -> tuple[str, ...]:
+        """Names of what must be true of its run, each of which its verdict has."""
+        return self.tables.recipes[self.recipe].claims
+
+    @property
     def machine(self) -> Machine:
         """The machine that it stands for."""
         return self.tables.variants[self.variant].machine
@@ -241,7 +307,7 @@ class Cell:
         """Every setting that it gives; features last."""
         given = dict(self.tables.recipes[self.recipe].settings)
         given["run.device"] = self.tables.variants[self.variant].device
-        given |= {**self.tables.frameworks[self.framework], "parallel.ranks": self.cards}
+        given |= {**self.tables.frameworks[self.framework].settings, "parallel.ranks": self.cards}
         for each in self.features:
             given |= self.tables.features[each].settings
         return given

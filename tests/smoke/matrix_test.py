@@ -10,8 +10,8 @@ import pytest
 
 from tests.smoke.covering import alone, blocking, depths, pairs
 from tests.smoke.generate import BZL, REFRESH, as_json, bzl
-from tests.smoke.matrix import TABLES, Cell, Feature, Matrix, Variant, cell_named, cells, with_row
-from training.config import BackendKind, SftConfig
+from tests.smoke.matrix import TABLES, Cell, Feature, Framework, Matrix, Variant, cell_named, cells, with_row
+from training.config import CONFIGS, BackendKind, SftConfig
 from training.plan import Machine, Plan
 
 MATRIX = Matrix()
@@ -56,8 +56,12 @@ def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() 
 
 def test_every_backend_of_the_config_is_a_framework() -> None:
     assert set(TABLES.frameworks) == set(get_args(BackendKind)) - {"auto"}
-    for name, settings in TABLES.frameworks.items():
-        assert settings == {"parallel.backend": name}
+    for name, row in TABLES.frameworks.items():
+        assert row.settings == {"parallel.backend": name}
+
+
+def test_every_recipe_of_the_config_is_a_recipe() -> None:
+    assert {name: row.config for name, row in TABLES.recipes.items()} == CONFIGS
 
 
 def test_every_setting_that_may_be_a_feature_is_one_or_is_proven_elsewhere() -> None:
@@ -101,7 +105,7 @@ def test_cells_that_must_agree_share_a_curve() -> None:
 
 ROWS: dict[str, tuple[str, Any]] = {
     "variants": ("tpu", Variant("tpu", "cuda", (1, 8), Machine(4, ("cuda",), 8))),
-    "frameworks": ("other", {"parallel.backend": "ddp"}),
+    "frameworks": ("other", Framework({"parallel.backend": "ddp"})),
     "features": ("clip", Feature({"optimizer.gradient_norm_max": 0.5}, decides_numbers=True)),
     "recipes": ("again", TABLES.recipes["sft"]),
 }
@@ -228,7 +232,12 @@ def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:
     assert len(rows) == len(everything)
     assert {row["name"] for row in rows} == {cell.name for cell in everything}
     for row in rows:
-        assert (row["refusal"] is None) == (row["target"] is not None) == (row["depth"] in ("blocking", "full"))
+        assert (
+            bool(row["claims"])
+            == (row["refusal"] is None)
+            == (row["target"] is not None)
+            == (row["depth"] in ("blocking", "full"))
+        )
     by_name = {row["name"]: row for row in rows}
     assert by_name["sft_lora_fsdp_x2"] == {
         "name": "sft_lora_fsdp_x2",
@@ -239,6 +248,7 @@ def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:
         "features": ["lora"],
         "depth": "blocking",
         "target": "//tests/smoke:smoke.sft_lora_fsdp_x2",
+        "claims": list(TABLES.recipes["sft"].claims),
         "refusal": None,
     }
     assert by_name["sft_cpu_offload_ddp_x4.gpu-nvidia"]["refusal"] == {

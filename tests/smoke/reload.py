@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.smoke.matrix import Recipe
 from training.checkpoint.resume import load
 from training.config import LoraConfig
 from training.models.critic import add_critic
@@ -24,7 +25,7 @@ IDS = range(7, 39)
 """Token ids of the text that both are asked about."""
 
 
-def reload(where: Path, file: Path) -> None:
+def reload(where: Path, file: Path, row: Recipe) -> None:
     """Writes, for each export of a finished run, how far its logits are from those of the trained weights.
 
     To be called in a process of its own, which has nothing of the run but its files.
@@ -33,25 +34,26 @@ def reload(where: Path, file: Path) -> None:
         where: the directory that the run was started in.
         file: gets {"num_weights": …, "exports": {kind: {"difference": …, "moved": …}}}, both relative to the largest
             logit; `moved` is the distance from the base model.
+        row: which heads the model has.
     """
     torch.set_num_threads(1)
     run = json.loads((where / "out/run.json").read_text())
     summary = json.loads((where / "out/summary.json").read_text())
     checkpoint = where / "out/checkpoints" / (where / "out/checkpoints/latest").read_text().strip()
-    base = partial(_base, where, run["plan"])
+    base = partial(_base, where, run["plan"], row)
     before = _logits(base())
-    trained, num_weights = _trained(base(), checkpoint, run["plan"])
+    trained, num_weights = _trained(base(), checkpoint, run["plan"], row)
     exports = {}
     for kind, directory in summary["exports"].items():
-        logits = _logits(_exported(base, kind, where / directory, run["plan"]))
+        logits = _logits(_exported(base, kind, where / directory, row))
         exports[kind] = {"difference": _distance(logits, trained), "moved": _distance(logits, before)}
     file.write_text(json.dumps({"num_weights": num_weights, "exports": exports}) + "\n", encoding="utf-8")
 
 
-def _base(where: Path, plan: Mapping[str, Any]) -> Any:
+def _base(where: Path, plan: Mapping[str, Any], row: Recipe) -> Any:
     """The base model, in 4 bits if it was trained so; of a reward model, with a head that says 0."""
     quantization = nf4("fp32") if plan["quantization"] == "nf4" else None
-    if plan["recipe"] != "reward":
+    if not row.has_value_head:
         model = AutoModelForCausalLM.from_pretrained(where / "base", quantization_config=quantization)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -62,12 +64,12 @@ def _base(where: Path, plan: Mapping[str, Any]) -> Any:
     return model
 
 
-def _trained(model: Any, checkpoint: Path, plan: Mapping[str, Any]) -> tuple[Tensor, int]:
+def _trained(model: Any, checkpoint: Path, plan: Mapping[str, Any], row: Recipe) -> tuple[Tensor, int]:
     """The logits of the weights in a checkpoint, and how many are trained."""
     lora = plan["lora"]
     if lora is not None:
         model = add_adapter(model, LoraConfig(**{**lora, "target_modules": tuple(lora["target_modules"])}))
-    if plan["recipe"] == "ppo":
+    if row.has_critic:
         add_critic(model)
     saved = load(checkpoint, elastic=True).tensors["parameters"]
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -78,9 +80,9 @@ def _trained(model: Any, checkpoint: Path, plan: Mapping[str, Any]) -> tuple[Ten
     return _logits(model), sum(each.numel() for each in trained.values())
 
 
-def _exported(base: Callable[[], Any], kind: str, directory: Path, plan: Mapping[str, Any]) -> Any:
+def _exported(base: Callable[[], Any], kind: str, directory: Path, row: Recipe) -> Any:
     if kind != "adapter":
-        auto = AutoModelForSequenceClassification if plan["recipe"] == "reward" else AutoModelForCausalLM
+        auto = AutoModelForSequenceClassification if row.has_value_head else AutoModelForCausalLM
         return auto.from_pretrained(directory)
     from peft import PeftModel
 

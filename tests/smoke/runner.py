@@ -3,6 +3,7 @@
 What happens is in `prove`, in order. What it shows is for claims.py to say; here nothing is judged.
 """
 
+import importlib
 import inspect
 import json
 import multiprocessing
@@ -16,28 +17,18 @@ from typing import Any
 import torch
 
 from tests.smoke import reload
-from tests.smoke.claims import CLAIMS, PHASES, judge
+from tests.smoke.claims import PHASES, judge, owed
 from tests.smoke.evidence import Evidence
 from tests.smoke.hardware import hardware, versions
 from tests.smoke.matrix import Cell
 from tests.smoke.rewards import share
 from tests.smoke.session import Session, run_session
 from tests.smoke.verdict import Phase, verdict
-from tests.support.chats import asked_sums, labelled_sums, preferred_sums, sums, write_jsonl
+from tests.support.chats import write_jsonl
 from training.config import RunConfig
 from training.models.tiny import save_tiny
 
 NUM_SAMPLES = 36
-
-DATA: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {
-    "sft": sums,
-    "dpo": preferred_sums,
-    "kto": labelled_sums,
-    "reward": preferred_sums,
-    "grpo": asked_sums,
-    "ppo": asked_sums,
-}
-"""What each recipe learns from: so many samples."""
 
 
 def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
@@ -61,7 +52,7 @@ def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
     resumed = run_session(words, folder)
     phases += _phases(folder, resumed, SESSION_RESUMED)
     began = time.time()
-    forked(reload.reload, folder, folder / "reload.json")
+    forked(reload.reload, folder, folder / "reload.json", cell.tables.recipes[cell.recipe])
     phases.append(Phase("reload", time.time() - began, PHASES["reload"], 0))
     sessions = [asdict(session) for session in (killed, resumed)]
     content = {"sessions": sessions, "phases": [asdict(each) for each in phases]}
@@ -72,25 +63,25 @@ def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
 def preload(cell: Cell) -> None:
     """Imports what the cell's processes will, once for all of them, and settles that none starts threads before."""
     torch.set_num_threads(1)
-    import training.recipes
+    import training.recipes  # noqa: F401 - for the sessions
 
     if cell.config.lora:
         import peft  # noqa: F401 - for the sessions
     if cell.config.model.quantization != "none" or cell.config.optimizer.kind == "adamw_8bit":
         import bitsandbytes  # noqa: F401 - for the sessions
-    if cell.framework == "fsdp":
-        import training.parallel.fsdp  # noqa: F401 - for the sessions
-    if cell.framework == "deepspeed" and cell.variant == "cpu":
-        from training.parallel.deepspeed import preload as preload_deepspeed
-
-        preload_deepspeed("cpu")
+    module, _, function = cell.tables.frameworks[cell.framework].preload.partition(":")
+    # What is told of a device looks at it, and then cannot be forked.
+    if module and (cell.variant == "cpu" or not function):
+        loaded = importlib.import_module(module)
+        if function:
+            getattr(loaded, function)("cpu")
 
 
 def set_up(cell: Cell, folder: Path) -> None:
     """Writes a tiny model, samples and a reward, as a person would have them."""
     (folder / "cell.json").write_text(json.dumps({"name": cell.name}) + "\n", encoding="utf-8")
     save_tiny(folder / cell.settings["model.path"])
-    write_jsonl(folder / cell.settings["data.path"], DATA[cell.recipe](NUM_SAMPLES))
+    write_jsonl(folder / cell.settings["data.path"], cell.tables.recipes[cell.recipe].samples(NUM_SAMPLES))
     if "rl.rewards" in cell.settings:
         (folder / "rewards.py").write_text(inspect.getsource(share), encoding="utf-8")
 
@@ -104,7 +95,7 @@ def forked(work: Callable[..., object], *arguments: Any) -> None:
 
 def verdict_of(evidence: Evidence, cell: Cell, *, replay: str) -> dict[str, Any]:
     """Judges the evidence; what of it is missing shows as claims that do not hold."""
-    checks = CLAIMS[cell.recipe]
+    checks = owed(cell)
 
     def there(read: Callable[[], Any], otherwise: Any) -> Any:
         try:
@@ -121,6 +112,7 @@ def verdict_of(evidence: Evidence, cell: Cell, *, replay: str) -> dict[str, Any]
         curve=there(lambda: evidence.curve, []),
         golden=golden.points if golden else None,
         tolerance=cell.tolerance,
+        completions=there(lambda: evidence.completions_of_last, []) if "rl.rewards" in cell.settings else [],
         seed=cell.settings.get("run.seed", RunConfig("out").seed),
         versions=versions(),
         hardware=there(lambda: evidence.hardware, {}),

@@ -8,6 +8,7 @@
      "phases": [{"name", "seconds", "seconds_max", "bytes_written"}, …],
      "curve": [{"step", "loss", "gradient_norm"}, …],
      "golden": the same | null,  "tolerance": 0.0001,
+     "completions": [{"prompt", "completion", "rewards": {name: reward}}, …],  a few of the last, where any are drawn
      "seed": 0,  "versions": {package: version},  "hardware": {…},  "replay": "./bazelw test …"}
 
 The claims of a verdict are a closed list. One that was not evaluated is in it all the same, as one that does not hold:
@@ -74,6 +75,7 @@ def verdict(
     versions: Mapping[str, str],
     hardware: Mapping[str, Any],
     replay: str,
+    completions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of verdict.json.
 
@@ -89,6 +91,7 @@ def verdict(
         versions: of what took part.
         hardware: that it ran on.
         replay: the command that repeats it.
+        completions: some of those that it learned from, if it did.
     """
     judged: dict[str, Claim] = {}
     for claim in claims:
@@ -115,6 +118,7 @@ def verdict(
         "curve": [asdict(each) for each in curve],
         "golden": None if golden is None else [asdict(each) for each in golden],
         "tolerance": tolerance,
+        "completions": [dict(each) for each in completions],
         "seed": seed,
         "versions": dict(versions),
         "hardware": dict(hardware),

@@ -26,6 +26,7 @@ def judged(claims: list[Claim]) -> dict[str, Any]:
         versions={"torch": "2"},
         hardware={"machine": "x86_64"},
         replay="./bazelw test X",
+        completions=[{"prompt": "1 + 1?", "completion": "2", "rewards": {"exact": 1.0}}],
     )
 
 
@@ -43,6 +44,7 @@ def test_all_claims_that_hold_are_a_proof(tmp_path: Path) -> None:
     }
     assert content["target"] == "//tests/smoke:smoke.sft_lora_fsdp_x4.gpu-nvidia"
     assert content["phases"] == [{"name": "set up", "seconds": 1.5, "seconds_max": 60.0, "bytes_written": 1024}]
+    assert content["completions"] == [{"prompt": "1 + 1?", "completion": "2", "rewards": {"exact": 1.0}}]
     assert content["curve"] == [{"step": 1, "loss": 5.5, "gradient_norm": 0.5}]
 
 
