@@ -22,6 +22,32 @@ SECONDS_MAX = 5
 BYTES_MAX = 2**30
 """Memory that it may address."""
 
+PROCESSES_MAX = 64
+"""Of a completion's program at a time."""
+
+JUDGE = f"""
+import ctypes, json, os, resource, sys, types
+
+# Namespaces of users, processes and networks. In them processes are counted apart, elsewhere with all of the user's.
+if ctypes.CDLL(None).unshare(0x70000000) == 0:
+    resource.setrlimit(resource.RLIMIT_NPROC, ({PROCESSES_MAX}, {PROCESSES_MAX}))
+    if child := os.fork():
+        os._exit(os.waitpid(child, 0)[1] != 0)
+
+def say(word, done, write=os.write, leave=os._exit):
+    write(1, word.encode())
+    leave(0)
+
+def judge(parts):
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    codes = compile(parts.pop(0), "completion", "exec"), compile(parts.pop(0), "test", "exec")
+    # No variable and no list has the word while they run: it waits for what they return, to be passed on with it.
+    say(parts.pop(), list(map(exec, codes, (vars(main), vars(main)))))
+
+judge(json.load(sys.stdin))
+"""
+"""What the process of a program runs: it reads program, test and a word, which it says once the test has ended."""
+
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -92,23 +118,27 @@ def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> fl
 
     A completion that exits before the test has not passed it. The program is the first block between ``` lines, or all
     of the completion. It runs in a process of its own, in an empty directory, without this process's environment, with
-    limits on time, memory and the size of files. That stops accidents. It is no jail: where completions may be hostile,
-    run the whole of training in a container without a network.
+    limits on time, memory and the size of files. Where the system lets it have namespaces of its own, there is
+    no network in them, there are few processes at a time (of root, as many as it likes), and all of them end with it.
+    That stops accidents and cheap tricks. It is no jail: where completions may be hostile, run all of training in a
+    container without a network.
     """
     block = re.search(r"```(?:python|py)?\n(.*?)```", completion, re.DOTALL)
-    reached = secrets.token_hex()
-    program = f"{block[1] if block else completion}\n\n{test}\n\nprint('\\n{reached}')\n"
+    word = secrets.token_hex()
     # A file, whose size is limited, and not a pipe, which would be read into memory without end.
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program],
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", JUDGE],
             cwd=directory,
             env={},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=said,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )
+        ) as process,
+    ):
         # Set from here: Python between fork and exec is not safe in a process with threads, as one that trains has.
         for limit, value in (
             (resource.RLIMIT_CPU, SECONDS_MAX),
@@ -117,13 +147,13 @@ def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> fl
         ):
             resource.prlimit(process.pid, limit, (value, value))
         try:
-            is_over = process.wait(2 * SECONDS_MAX) == 0
+            given = json.dumps([block[1] if block else completion, test, word])
+            process.communicate(given.encode(), 2 * SECONDS_MAX)
         except subprocess.TimeoutExpired:
             return 0.0
         finally:
             # With whatever it has started; a group that is empty by now is no error.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
         said.seek(0)
-        return float(is_over and said.read().endswith(f"\n{reached}\n".encode()))
+        return float(process.returncode == 0 and said.read().endswith(word.encode()))

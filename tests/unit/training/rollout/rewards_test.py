@@ -2,6 +2,10 @@
 
 import asyncio
 import fcntl
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +176,75 @@ def test_what_a_program_has_started_ends_with_it(tmp_path: Path) -> None:
     assert passes_test("", holding + "if os.fork() == 0: time.sleep(600)", test="") == 1.0
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+FORGES = """
+import builtins, gc, os, re, sys
+builtins.exec = builtins.print = builtins.compile = lambda *given, **named: None
+said = [open("/proc/self/cmdline").read(), str(dict(os.environ))]
+for number in range(3, 20):
+    try:
+        said.append(os.pread(number, 10**6, 0).decode())
+    except OSError:
+        pass
+frame = sys._getframe()
+while frame:
+    said += [str(frame.f_locals), str(frame.f_globals), str(frame.f_code.co_consts)]
+    frame = frame.f_back
+said += [str(each) for each in gc.get_objects() if type(each) in (list, tuple, dict)]
+said.append(sys.stdin.read())
+words = set(re.findall(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", str(said)))
+os.write(1, "".join(sorted(words)).encode())
+os._exit(0)
+"""
+
+
+def test_a_program_that_looks_for_the_word_that_means_passed_does_not_find_it() -> None:
+    """In its command line, its files, its callers' variables, and in all that the garbage collector knows."""
+    assert passes_test("", FORGES, test="assert False") == 0.0
+    assert passes_test("", "import builtins\nbuiltins.exec = print", test="assert False") == 0.0
+    assert passes_test("", "x = 1\0", test="") == passes_test("", "x = '\ud800'", test="") == 0.0, "no Python"
+
+
+def has_namespaces() -> bool:
+    """Whether this system lets a process have its own."""
+    asks = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x70000000) != 0)"
+    return subprocess.run([sys.executable, "-c", asks], check=False).returncode == 0
+
+
+def test_a_fork_bomb_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fork holds the lock for as long as it lives; with namespaces those that have left their group end too."""
+    monkeypatch.setattr("training.rollout.verifiers.SECONDS_MAX", 1)
+    lock = tmp_path / "lock"
+    bomb = f"""
+import fcntl, os, time
+file = open({str(lock)!r}, "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+for _ in range(7):
+    try:
+        if os.fork() == 0 and {has_namespaces()}:
+            os.setsid()
+    except OSError:
+        pass
+time.sleep(600)
+"""
+    assert passes_test("", bomb, test="") == 0.0
+    with lock.open("w") as file:
+        for _ in range(100):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.1)
+    pytest.fail("a fork is still there")
+
+
+def test_a_program_with_namespaces_has_no_network_and_few_processes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connects = f"import socket\nsocket.create_connection({server.getsockname()!r}, 1)"
+        assert passes_test("", connects, test="") == float(not has_namespaces())
+    limited = "import resource\nassert resource.getrlimit(resource.RLIMIT_NPROC) == (64, 64)"
+    assert passes_test("", limited, test="") == float(has_namespaces())
 
 
 def test_async_rewards_wait_together(own: str) -> None:
