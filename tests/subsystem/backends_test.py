@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.support.examples import random_examples
 from tests.support.tolerances import RANKS_FP32_RELATIVE
@@ -80,7 +81,7 @@ class Fit:
 
 
 @contextmanager
-def backend_of(kind: str, world: World, **options: bool) -> Iterator[Backend]:
+def backend_of(kind: str, world: World, *, stage: int = 2, **options: bool) -> Iterator[Backend]:
     if kind == "single":
         yield Single("cpu", "fp32")
         return
@@ -88,7 +89,7 @@ def backend_of(kind: str, world: World, **options: bool) -> Iterator[Backend]:
         if kind == "ddp":
             yield Ddp(world, device, "fp32")
         elif kind == "deepspeed":
-            yield Deepspeed(world, device, "fp32", stage=2, offload=False)
+            yield Deepspeed(world, device, "fp32", stage=stage, offload=False)
         else:
             yield Fsdp(
                 world,
@@ -190,3 +191,36 @@ def after_a_forward_pass(world: World, **options: bool) -> list[tuple[bool, bool
 def test_fsdp_gathers_and_offloads_as_it_is_told(keep_gathered: bool, offload: bool) -> None:
     found = launch(partial(after_a_forward_pass, keep_gathered=keep_gathered, offload=offload), 2, method="fork")
     assert found == [(not keep_gathered, offload)] * 2
+
+
+def num_gathers(sent: CommDebugMode) -> int:
+    """Messages that carry weights; DeepSpeed also sends what it has seen of the order of modules, once."""
+    return sum(num for operation, num in sent.get_comm_counts().items() if "gather" in str(operation))
+
+
+@torch.no_grad()
+def with_weights_gathered(kind: str, world: World, **options: Any) -> None:
+    """Checks that a pass sends nothing while weights are gathered, says the same, and that they are cut afterwards."""
+    with backend_of(kind, world, **options) as backend:
+        model = backend.wrap(Model())
+        backend.wrap_optimizer(model, adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True))
+        x, before = torch.ones(2, 1), values(model, backend)
+        said = model(x)
+        for _ in range(2):
+            with backend.gathered(model):
+                for _ in range(3):
+                    with CommDebugMode() as sent:
+                        assert torch.equal(model(x), said)
+                    assert num_gathers(sent) == 0
+            assert values(model, backend) == before
+            with CommDebugMode() as sent:
+                assert torch.equal(model(x), said)
+            assert num_gathers(sent) > 0, "cut again, so that a pass gathers"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("fsdp", {"keep_gathered": False}), ("fsdp", {"keep_gathered": True}), ("deepspeed", {"stage": 3})],
+)
+def test_gathered_weights_are_sent_once_for_many_passes(kind: str, options: dict[str, Any]) -> None:
+    launch(partial(with_weights_gathered, kind, **options), 2, method="fork")

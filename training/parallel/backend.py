@@ -85,6 +85,14 @@ class Backend(Ranks, Protocol):
         """Context of every forward pass: the arithmetic it runs in."""
         ...
 
+    def gathered(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Context of many passes without a gradient, within which each rank has all weights. All must enter it.
+
+        Args:
+            model: what `wrap` returned; its weights stay as they are meanwhile.
+        """
+        ...
+
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds the gradients of one microbatch; after the last one of the step they are sums over all ranks."""
         ...

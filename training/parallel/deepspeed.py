@@ -30,6 +30,9 @@ from training.parallel.ddp import BYTES_PER_BUCKET, Ddp
 from training.parallel.shards import Run, cut
 from training.parallel.world import World
 
+HELD = -1
+"""Number of a module that there is not, which DeepSpeed is told uses the weights that it is not to let go."""
+
 
 class Deepspeed(Ddp):
     """Ranks that share a step by ZeRO."""
@@ -90,6 +93,22 @@ class Deepspeed(Ddp):
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
         }
+
+    @contextmanager
+    def gathered(self, model: nn.Module) -> Iterator[None]:
+        """In stage 3, gathers all weights, and cuts them again at the end."""
+        weights: list[Any] = list(model.parameters()) if self._stage == 3 else []
+        with _quiet(self.device.type) as deepspeed:
+            holding = deepspeed.zero.GatheredParameters(weights)
+        with holding:
+            # After a module's pass DeepSpeed cuts its weights, unless another module still uses them.
+            for each in weights:
+                each.ds_active_sub_modules.add(HELD)
+            try:
+                yield
+            finally:
+                for each in weights:
+                    each.ds_active_sub_modules.discard(HELD)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds gradients of this rank in stage 1 and of all ranks in the others; with the last, of all ranks."""

@@ -7,7 +7,8 @@ what sharding is there to avoid. They are added, not averaged, as the divisor is
 bf16 is the same autocast as everywhere, over weights gathered in fp32, so that all backends round alike.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Fsdp(Ddp):
         self.num_shards = num_shards
         self._keep_gathered = keep_gathered
         self._offload = offload
+        self._is_gathered = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The same model, its weights cut along their first dimension: each layer by itself, then what is left."""
@@ -66,14 +68,28 @@ class Fsdp(Ddp):
         layers = [each for each in model.modules() if type(each).__name__ in names]
         for module in [*layers, model]:
             fully_shard(module, mesh=mesh, reshard_after_forward=not self._keep_gathered, offload_policy=policy)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)
-                # Otherwise a factor of 1 becomes an operation that only NCCL has.
-                module.set_force_sum_reduction_for_comms(True)
+        for part in _parts(model):
+            part.set_gradient_divide_factor(1.0)
+            # Otherwise a factor of 1 becomes an operation that only NCCL has.
+            part.set_force_sum_reduction_for_comms(True)
         if self._keep_gathered:
-            model.register_forward_hook(_let_go)
+            model.register_forward_hook(self._let_go)
         return model
+
+    @contextmanager
+    def gathered(self, model: nn.Module) -> Iterator[None]:
+        """Gathers all weights, and cuts them again at the end."""
+        self._is_gathered = True
+        for module in _parts(model):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            self._is_gathered = False
+            for module in _parts(model):
+                module.set_reshard_after_forward(not self._keep_gathered, recurse=False)
+                module.reshard()
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds gradients of all ranks; FSDP reduces them as it goes."""
@@ -97,13 +113,16 @@ class Fsdp(Ddp):
                     places[name].copy_(value)
         return target
 
+    def _let_go(self, model: nn.Module, *_: Any) -> None:
+        """Cuts weights again after a pass that no backward pass will follow, which is what else would have done it.
 
-def _let_go(model: nn.Module, *_: Any) -> None:
-    """Cuts weights again after a pass that no backward pass will follow, which is what else would have done it.
-
-    Gathered weights are not those that a checkpoint is read into and written from.
-    """
-    if not torch.is_grad_enabled():
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
+        Gathered weights are not those that a checkpoint is read into and written from.
+        """
+        if not torch.is_grad_enabled() and not self._is_gathered:
+            for module in _parts(model):
                 module.reshard()
+
+
+def _parts(model: nn.Module) -> list[FSDPModule]:
+    """The modules whose weights are gathered together."""
+    return [each for each in model.modules() if isinstance(each, FSDPModule)]

@@ -5,7 +5,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -72,6 +72,10 @@ class Single(Alone):
     def computing(self) -> AbstractContextManager[object]:
         """Autocast to bf16, or nothing."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+    def gathered(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Nothing: all weights are here."""
+        return nullcontext()
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds gradients; there is nobody to reduce with, so the last microbatch is like any other."""

@@ -14,7 +14,8 @@ it, and keys and values are written into tensors with room to grow: to join them
 all the rest on a CPU.
 
 Left out on purpose: an engine of its own. The model is called as it is wrapped, so a backend that gathers weights for a
-call gathers them here, once for each token; ranks that share weights take each call together.
+call would gather them once for each token: `Backend.gathered` does so once for all. Ranks that share weights take each
+call together.
 
 Shapes: B completions, R of them still drawn, S positions, V vocabulary.
 """

@@ -15,7 +15,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,6 @@ from training.rollout.episodes import Answer, Episodes, seed_of
 
 SAMPLE = "sample_D"
 """Column with the number of each completion in its rollout."""
-
-MEANS = ("ratio", "clip_fraction", "entropy", "kl", "value_loss", "value_clip_fraction")
-"""Metrics of the algorithm that are means over tokens."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,7 @@ class Rollouts:
     def described(self, record: StepRecord) -> StepRecord:
         """The record with what its rollout came to, and the algorithm's means over tokens as such."""
         assert self._rollout is not None
-        metrics = dict(record.metrics)
-        weight = metrics.pop("weight")
-        metrics |= {name: metrics[name] / weight for name in MEANS if name in metrics}
+        metrics = {name: each / record.metrics["weight"] for name, each in record.metrics.items() if name != "weight"}
         return replace(record, metrics=metrics | self._rollout.metrics)
 
     def state(self, step: int) -> dict[str, Any] | None:
@@ -180,8 +175,12 @@ class Rollouts:
             self.sync(number)
         prompts = [self._asked(number * self.num_prompts + each) for each in range(self.num_prompts)]
         asked = [prompt for prompt in prompts for _ in range(self.group_size)]
-        answers = self.episodes.answers(asked, number)
-        num_redrawn = self._redraw_uniform(number, asked, answers) if self.redraws_max else 0
+        synced = time.perf_counter()
+        # Once for all tokens; a server has weights of its own.
+        with nullcontext() if self.episodes.engine else self.backend.gathered(self.model):
+            seconds_gathering = time.perf_counter() - synced
+            answers = self.episodes.answers(asked, number)
+            num_redrawn = self._redraw_uniform(number, asked, answers) if self.redraws_max else 0
         seconds = time.perf_counter() - started
         rewards = [each.scored.total for each in answers]
         examples = [self._example(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
@@ -199,6 +198,7 @@ class Rollouts:
             "finished_fraction": float(np.mean([each.completion.is_finished for each in answers])),
             "mismatch_mean": float(mismatch.mean()),
             "mismatch_max": float(mismatch.max()),
+            "seconds_gathering": seconds_gathering,
             "seconds_generating": seconds,
         } | credited
         if self.redraws_max:
