@@ -110,7 +110,7 @@ class Grpo:
         """The sum of the module's docstring for one microbatch, and weighted sums of what describes it.
 
         These are `ratio`, `clip_fraction` (of tokens whose gradient the clip took away), `entropy` (estimated by the
-        surprise at the drawn tokens), `weight` and, with β, `kl`.
+        surprise at the drawn tokens), `kl_rollout` (of π_old from π, by k3), `weight` and, with β, `kl`.
         """
         next_K, weights_K, columns = counted(microbatch)
         loss_K, described = self.losses(logprobs(microbatch, next_K, None), columns)
@@ -135,6 +135,7 @@ class Grpo:
             "ratio": ratio_K.detach(),
             "clip_fraction": is_clipped_K.float(),
             "entropy": -logprobs_K.detach(),
+            "kl_rollout": kl_estimate(columns[POLICY], logprobs_K.detach(), "k3"),
             "weight": torch.ones_like(advantages_K),
         }
         if self.kl_coefficient:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.alone import logprobs_alone
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.advantages import gae, group_advantages, overlong_penalty, rloo_advantages
 from training.algorithms.grpo import Grpo, LengthNormalization, token_weight
@@ -51,6 +52,7 @@ def test_three_tokens_by_hand() -> None:
     assert metrics["clip_fraction"] == 1
     assert metrics["ratio"] == pytest.approx(1.5 + 0.5 + 1.1, rel=1e-6)
     assert metrics["entropy"] == pytest.approx(-math.log(0.3 * 0.2 * 0.22), rel=1e-6)
+    assert metrics["kl_rollout"] == pytest.approx(3.1 - 3 - math.log(1.5 * 0.5 * 1.1), rel=1e-5)
     loss.backward()
     assert logprobs_T.grad is not None
     # d ρ A / d log π = ρ A where nothing is clipped.
@@ -69,10 +71,43 @@ def test_on_policy_ratios_are_exactly_1_and_the_gradient_is_the_policy_gradient(
     document = one_document([0.0, 0.5, 0.5], policy_logprobs=[0.0, -1.7, -0.3], advantages=[0.0, 2.0, -3.0])
     loss, metrics = GRPO.loss_sum(answering(logprobs_T), document)
     assert metrics["ratio"] == metrics["weight"] == 1.0
-    assert metrics["clip_fraction"] == 0.0
+    assert metrics["clip_fraction"] == metrics["kl_rollout"] == 0.0
     loss.backward()
     assert logprobs_T.grad is not None
     assert torch.equal(logprobs_T.grad, torch.tensor([0.0, -1.0, 1.5]))
+
+
+def test_ratios_to_what_the_model_itself_has_just_said_are_exactly_1() -> None:
+    """However it is packed: columns filled and ratios taken by the same pass differ by nothing, not by rounding."""
+    model, pack = tiny_model(), microbatch(completions("token"))
+    next_K = pack.weights_T.nonzero().squeeze(1)
+    with torch.no_grad():
+        said_K = logprobs(model, pack, next_K)
+    pack.columns["policy_logprobs_T"].zero_().index_copy_(0, next_K, said_K)
+    _, metrics = GRPO.loss_sum(partial(logprobs, model), pack)
+    assert metrics["ratio"] == metrics["weight"] == len(next_K)
+    assert metrics["clip_fraction"] == metrics["kl_rollout"] == 0.0
+
+
+def test_rloo_of_three_tokens_by_hand() -> None:
+    """Of two completions the first, of one token, has a reward of 3, the other, of two, of 1: advantages 2 and −2.
+
+    Ratios are 1.1, 1/2 (clipped at 0.8, as the advantage is negative) and 1; each token weighs 1 / 4.
+    """
+    algorithm = Grpo(clip_low=0.2, clip_high=0.2, normalization="constant")
+    first, second = rloo_advantages(torch.tensor([[3.0, 1.0]]))[0].tolist()
+    weight = token_weight(1, "constant", 4)
+    logprobs_T = torch.tensor([0.0, math.log(0.22), math.log(0.2), math.log(0.3)], requires_grad=True)
+    document = one_document(
+        [0.0, weight, weight, weight],
+        policy_logprobs=[0.0, math.log(0.2), math.log(0.4), math.log(0.3)],
+        advantages=[0.0, first, second, second],
+    )
+    loss, _ = algorithm.loss_sum(answering(logprobs_T), document)
+    assert loss.item() == pytest.approx((-1.1 * 2 + 0.8 * 2 + 1 * 2) / 4, rel=1e-6)
+    loss.backward()
+    assert logprobs_T.grad is not None
+    assert logprobs_T.grad.tolist() == pytest.approx([0, -1.1 * 2 / 4, 0, 2 / 4], rel=1e-6)
 
 
 def test_importance_is_that_of_the_old_policy_over_the_sampler_and_truncated() -> None:
@@ -88,10 +123,12 @@ def test_importance_is_that_of_the_old_policy_over_the_sampler_and_truncated() -
 
 
 @pytest.mark.parametrize(
-    ("estimator", "expected"),
-    [("k1", -math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 2 - 1 - math.log(2))],
+    ("estimator", "expected", "slope"),
+    [("k1", -math.log(2), 1), ("k2", math.log(2) ** 2 / 2, -math.log(2)), ("k3", 2 - 1 - math.log(2), 1 - 2)],
 )
-def test_kl_estimators_by_hand_and_their_part_of_the_loss(estimator: KlEstimator, expected: float) -> None:
+def test_kl_estimators_by_hand_and_their_part_of_loss_and_gradient(
+    estimator: KlEstimator, expected: float, slope: float
+) -> None:
     """The reference gives the token twice the probability."""
     got = kl_estimate(torch.tensor([math.log(0.2)]), torch.tensor([math.log(0.4)]), estimator)
     assert got.item() == pytest.approx(expected, rel=1e-6)
@@ -102,9 +139,13 @@ def test_kl_estimators_by_hand_and_their_part_of_the_loss(estimator: KlEstimator
         reference_logprobs=[0.0, math.log(0.4)],
         advantages=[0.0, 1.0],
     )
-    loss, metrics = algorithm.loss_sum(answering(torch.tensor([0.0, math.log(0.2)])), document)
+    logprobs_T = torch.tensor([0.0, math.log(0.2)], requires_grad=True)
+    loss, metrics = algorithm.loss_sum(answering(logprobs_T), document)
     assert loss.item() == pytest.approx(-1 + 0.1 * expected, rel=1e-6)
     assert metrics["kl"] == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert logprobs_T.grad is not None
+    assert logprobs_T.grad.tolist() == pytest.approx([0, -1 + 0.1 * slope], rel=1e-6)
 
 
 def test_k1_and_k3_have_the_divergence_as_their_mean_and_k3_is_never_negative() -> None:
@@ -186,17 +227,15 @@ def test_loss_is_that_of_the_papers_equations_however_it_is_packed(normalization
     model, examples = tiny_model(), completions(normalization)
 
     def losses_of(example: Example) -> list[Tensor]:
-        ids = torch.from_numpy(example.token_ids.astype(np.int64))
-        alone = microbatch([example])
-        log_p = logprobs(model, alone, torch.arange(1, len(ids)))
+        log_p = logprobs_alone(model, example.token_ids)
         columns = {name: torch.from_numpy(column) for name, column in example.columns.items()}
         found = []
         for at in np.flatnonzero(example.weights).tolist():
             old, advantage = columns["policy_logprobs_T"][at], columns["advantages_T"][at]
-            ratio = torch.exp(log_p[at - 1] - old)
+            ratio = torch.exp(log_p[at] - old)
             gain = min(ratio * advantage, ratio.clip(0.8, 1.28) * advantage)
             trust = min(torch.exp(old - columns["sampled_logprobs_T"][at]).item(), 1.1)
-            other = torch.exp(columns["reference_logprobs_T"][at] - log_p[at - 1])
+            other = torch.exp(columns["reference_logprobs_T"][at] - log_p[at])
             found.append(-trust * gain + 0.04 * (other - other.log() - 1))
         return found
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.alone import hidden_alone, logprobs_alone
 from tests.support.examples import example, random_examples
 from tests.support.tolerances import GRADIENT_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.algorithm import Algorithm
@@ -24,8 +26,9 @@ from training.data.batch import Batch, Microbatch, microbatch, with_columns
 from training.data.example import Example
 from training.data.loader import Loader
 from training.data.pairs import joined
-from training.models.forward import logits, logprobs
-from training.models.tiny import tiny_model
+from training.models.forward import logits, logprobs, values
+from training.models.load import load_model
+from training.models.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, PreferenceConfig] = {
     "sigmoid": PreferenceConfig("sigmoid", beta=0.5, label_smoothing=0.0),
@@ -75,41 +78,86 @@ def test_every_loss_has_a_case() -> None:
     assert {each.loss for each in SETTINGS.values()} == set(get_args(PreferenceLoss))
 
 
-def test_three_tokens_by_hand() -> None:
-    """A prompt of one token; the chosen completion has odds 3 to 1, the rejected one 1 to 1 and again 1 to 3."""
-    scores = torch.tensor([[0.0, math.log(3)], [0.0, 0.0], [0.0, 0.0], [0.0, math.log(3)], [0.0, 0.0]])
-    pair = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
-    pair = replace(pair, columns={REFERENCE: np.log(np.array([1 / 2, 1 / 4], dtype=np.float32))})
+def answering(logprobs_T: Tensor) -> Any:
+    """A model whose log-probabilities are given."""
 
     def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
         assert weights_K is None, "the factors of a difference of sums are not known beforehand"
-        return scores[next_K - 1].log_softmax(-1)[torch.arange(len(next_K)), batch.token_ids_T[next_K]]
+        return logprobs_T[next_K]
 
-    # s(chosen) = log 3/4, s(rejected) = log 1/2 + log 1/4 = log 1/8: delta = log(3/4 · 2) − log(1/8 · 4) = log 3.
-    loss, metrics = Preference(SETTINGS["sigmoid"]).loss_sum(given, microbatch([pair]))
-    assert loss.item() == pytest.approx(math.log(1 + 3**-0.5), rel=1e-6)
-    expected = {
-        "reward_chosen": 0.5 * math.log(3 / 2),
-        "reward_rejected": 0.5 * math.log(1 / 2),
-        "reward_margin": 0.5 * math.log(3),
-        "reward_accuracy": 1,
-        "logprob_chosen": math.log(3 / 4),
-        "logprob_rejected": math.log(1 / 8),
-    }
-    assert metrics == pytest.approx(expected, rel=1e-6)
-    by_hand = {
-        "ipo": (math.log(3) - 2) ** 2,
-        "hinge": 1 - 0.5 * math.log(3),
-        "apo_zero": 1 - sigmoid(0.5 * math.log(3 / 2)) + sigmoid(0.5 * math.log(1 / 2)),
-        "robust": (0.8 * math.log(1 + 3**-0.5) - 0.2 * math.log(1 + 3**0.5)) / 0.6,
-        # a = log 3/4 and log 8^(−1/2): odds 3 and 1/(√8 − 1).
-        "simpo": math.log(1 + math.exp(0.5 - 2 * (math.log(3 / 4) + math.log(8) / 2))),
-        "orpo": -math.log(3 / 4) + 0.3 * math.log(1 + 1 / (3 * (math.sqrt(8) - 1))),
-        "sigmoid, length-normalized": math.log(1 + math.exp(-0.5 * (math.log(3 / 2) + math.log(2) / 2))),
-    }
-    for name, value in by_hand.items():
-        loss, _ = Preference(SETTINGS[name]).loss_sum(given, microbatch([pair]))
-        assert loss.item() == pytest.approx(value, rel=1e-6), name
+    return given
+
+
+def gradient(loss: Tensor, given: Tensor) -> list[float]:
+    """Of the loss by what was given."""
+    (found,) = torch.autograd.grad(loss, given)
+    return found.tolist()
+
+
+ROOT_3, ROOT_8 = math.sqrt(3), math.sqrt(8)
+APO = sigmoid(0.5 * math.log(3 / 2)), sigmoid(-0.5 * math.log(2))
+SIMPO = 2 * (math.log(3 / 4) + math.log(8) / 2) - 0.5
+ODDS = 3 * (ROOT_8 - 1)
+NORMALIZED = 0.5 * (math.log(3 / 2) + math.log(2) / 2)
+BY_HAND: dict[str, tuple[float, float, float]] = {
+    # h = log √3, so σ(−h) = 1 / (1 + √3).
+    "sigmoid": (math.log(1 + 1 / ROOT_3), -0.5 / (1 + ROOT_3), 0.5 / (1 + ROOT_3)),
+    "sigmoid, smoothed": (
+        0.8 * math.log(1 + 1 / ROOT_3) + 0.2 * math.log(1 + ROOT_3),
+        0.5 * (0.2 * ROOT_3 - 0.8) / (1 + ROOT_3),
+        0.5 * (0.8 - 0.2 * ROOT_3) / (1 + ROOT_3),
+    ),
+    "robust": (
+        (0.8 * math.log(1 + 1 / ROOT_3) - 0.2 * math.log(1 + ROOT_3)) / 0.6,
+        0.5 * (-0.2 * ROOT_3 - 0.8) / (1 + ROOT_3) / 0.6,
+        0.5 * (0.8 + 0.2 * ROOT_3) / (1 + ROOT_3) / 0.6,
+    ),
+    "ipo": ((math.log(3) - 2) ** 2, 2 * (math.log(3) - 2), 2 * (2 - math.log(3))),
+    "hinge": (1 - 0.5 * math.log(3), -0.5, 0.5),
+    # Each side by itself: the slope of σ is σ (1 − σ).
+    "apo_zero": (1 - APO[0] + APO[1], -0.5 * APO[0] * (1 - APO[0]), 0.5 * APO[1] * (1 - APO[1])),
+    # a = log 3/4 and log 8^(−1/2); each token of the rejected side is half of it.
+    "simpo": (math.log(1 + math.exp(-SIMPO)), -2 * sigmoid(-SIMPO), 2 * sigmoid(-SIMPO) / 2),
+    # Odds 3 and 1 / (√8 − 1); the logarithm of odds grows by 1 / (1 − exp a): 4, and √8 / (√8 − 1).
+    "orpo": (
+        -math.log(3 / 4) + 0.3 * math.log(1 + 1 / ODDS),
+        -1 - 0.3 * 4 / (1 + ODDS),
+        0.3 * ROOT_8 / (ROOT_8 - 1) / (1 + ODDS) / 2,
+    ),
+    "sigmoid, length-normalized": (
+        math.log(1 + math.exp(-NORMALIZED)),
+        -0.5 * sigmoid(-NORMALIZED),
+        0.5 * sigmoid(-NORMALIZED) / 2,
+    ),
+}
+"""Of the pair below: the loss, and its slope at each token of the chosen and of the rejected completion."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_three_tokens_by_hand(name: str) -> None:
+    """A prompt of one token; the chosen completion has the probability 3/4, the tokens of the rejected 1/2 and 1/4.
+
+    s(chosen) = log 3/4, s(rejected) = log 1/8: delta = log(3/4 · 2) − log(1/8 · 4) = log 3.
+    """
+    pair = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
+    pair = replace(pair, columns={REFERENCE: np.log(np.array([1 / 2, 1 / 4], dtype=np.float32))})
+    logprobs_T = torch.tensor([9.0, 3 / 4, 9.0, 1 / 2, 1 / 4]).log().requires_grad_()
+    loss, metrics = Preference(SETTINGS[name]).loss_sum(answering(logprobs_T), microbatch([pair]))
+    value, chosen, rejected = BY_HAND[name]
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert gradient(loss, logprobs_T) == pytest.approx([0, chosen, 0, rejected, rejected], rel=1e-5)
+    if name == "sigmoid":
+        assert metrics == pytest.approx(
+            {
+                "reward_chosen": 0.5 * math.log(3 / 2),
+                "reward_rejected": 0.5 * math.log(1 / 2),
+                "reward_margin": 0.5 * math.log(3),
+                "reward_accuracy": 1,
+                "logprob_chosen": math.log(3 / 4),
+                "logprob_rejected": math.log(1 / 8),
+            },
+            rel=1e-6,
+        )
 
 
 def test_beta_of_the_step_by_hand() -> None:
@@ -123,12 +171,12 @@ def test_beta_of_the_step_by_hand() -> None:
 @pytest.mark.parametrize("name", NEEDS_REFERENCE)
 def test_beta_in_a_column_takes_the_place_of_the_settings_one(name: str) -> None:
     """Loss, gradients and metrics are those of a run in which beta stays at that."""
-    loss, gradients, metrics = learned(SETTINGS[name], split(pairs(), 60))
+    loss, gradients, metrics = learned(Preference(SETTINGS[name]), split(pairs(), 60))
     beta = SETTINGS[name].beta
     assert beta is not None
     changing = replace(SETTINGS[name], beta=9.0, beta_end=7.0)
     batches = [with_columns(each, {BETA: beta}) for each in split(pairs(), 60)]
-    other, others, other_metrics = learned(changing, batches)
+    other, others, other_metrics = learned(Preference(changing), batches)
     assert other == loss
     assert other_metrics == pytest.approx(metrics | {"beta": len(pairs()) * beta})
     assert all(torch.equal(others[weight], gradient) for weight, gradient in gradients.items())
@@ -172,17 +220,25 @@ def pairs(num: int = 6, seed: int = 3) -> list[Example]:
     ]
 
 
-def learned(settings: PreferenceConfig, batches: list[Batch]) -> tuple[float, dict[str, Tensor], dict[str, float]]:
-    """Loss, gradients and sums of metrics of one step over the batches of all ranks."""
-    algorithm: Algorithm[Batch, Microbatch] = Preference(settings)
-    model, total, sums = tiny_model(), 0.0, dict[str, float]()
+def learned(
+    algorithm: Algorithm[Batch, Microbatch], batches: list[Batch], model: Any = None, answers: Any = logprobs
+) -> tuple[float, dict[str, Tensor], dict[str, float]]:
+    """Loss, gradients and sums of metrics of one step over the batches of all ranks, of the tiny model unless given."""
+    model, total, sums = model or tiny_model(), 0.0, dict[str, float]()
+    model.zero_grad()
     for batch in batches:
         for each in batch.microbatches:
-            loss, metrics = algorithm.loss_sum(partial(logprobs, model), each)
+            loss, metrics = algorithm.loss_sum(partial(answers, model), each)
             (loss / algorithm.divisor(batch)).backward()
             total += loss.item() / algorithm.divisor(batch)
             sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
-    return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sums
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, sums
+
+
+def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, each in theirs.items():
+        assert (ours[name] - each).abs().max() <= GRADIENT_FP32 * each.abs().max(), name
 
 
 def split(examples: list[Example], tokens_per_rank_max: int, num_ranks: int = 1) -> list[Batch]:
@@ -202,14 +258,51 @@ def split(examples: list[Example], tokens_per_rank_max: int, num_ranks: int = 1)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_packing_ranks_and_fillers_change_nothing(name: str) -> None:
     examples = pairs()
-    loss, gradients, metrics = learned(SETTINGS[name], split(examples, 200))
+    loss, gradients, metrics = learned(Preference(SETTINGS[name]), split(examples, 200))
     for tokens, num_ranks in ((24, 1), (60, 2), (200, 8)):
-        other, others, other_metrics = learned(SETTINGS[name], split(examples, tokens, num_ranks))
+        other, others, other_metrics = learned(Preference(SETTINGS[name]), split(examples, tokens, num_ranks))
         assert other == pytest.approx(loss, rel=LOSS_SUM_FP32_RELATIVE)
         assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-5)
-        assert others.keys() == gradients.keys()
-        for weight, gradient in gradients.items():
-            assert (others[weight] - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), weight
+        assert_same_gradients(others, gradients)
+
+
+def scores_by_tokens(model: Any, pair: Example) -> list[Tensor]:
+    """The score s of both documents of an example, each run by itself and added up token after token."""
+    middle = int(pair.document_starts[1])
+    scores = []
+    for part in (slice(0, middle), slice(middle, None)):
+        said, total = logprobs_alone(model, pair.token_ids[part]), torch.zeros(())
+        for weight, each in zip(pair.weights[part].tolist(), said, strict=True):
+            if weight:
+                total = total + weight * each
+        scores.append(total)
+    return scores
+
+
+def lengths_of(pair: Example) -> tuple[int, int]:
+    middle = int(pair.document_starts[1])
+    return int(pair.weights[:middle].sum()), int(pair.weights[middle:].sum())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_models_gradient_is_that_of_a_loop_over_tokens(name: str) -> None:
+    """The reference takes the slope of each score by differences of plain Python and adds up tokens with autograd."""
+    settings, examples, model = SETTINGS[name], pairs(), tiny_model()
+    surrogate, expected, step = torch.zeros(()), 0.0, 1e-5
+    for pair in examples:
+        scores = scores_by_tokens(model, pair)
+        reference = pair.columns[REFERENCE].tolist() if name in NEEDS_REFERENCE else (0.0, 0.0)
+        chosen, rejected = (score.item() - other for score, other in zip(scores, reference, strict=True))
+        loss_of = partial(by_the_paper, settings, lengths=lengths_of(pair))
+        expected += loss_of(chosen=chosen, rejected=rejected) / len(examples)
+        up = loss_of(chosen=chosen + step, rejected=rejected) - loss_of(chosen=chosen - step, rejected=rejected)
+        down = loss_of(chosen=chosen, rejected=rejected + step) - loss_of(chosen=chosen, rejected=rejected - step)
+        surrogate = surrogate + (scores[0] * up + scores[1] * down) / (2 * step) / len(examples)
+    surrogate.backward()
+    gradients = {weight: p.grad.clone() for weight, p in model.named_parameters() if p.grad is not None}
+    loss, ours, _ = learned(Preference(settings), split(examples, 60), model)
+    assert loss == pytest.approx(expected, rel=10 * LOSS_SUM_FP32_RELATIVE)
+    assert_same_gradients(ours, gradients)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -246,9 +339,9 @@ def with_own_reference(examples: list[Example], change: float = 0.0) -> list[Exa
 def test_dpo_begins_at_the_logarithm_of_two_and_ipo_at_the_square_of_its_aim() -> None:
     examples = with_own_reference(pairs())
     batches = split(examples, 200)
-    assert learned(SETTINGS["sigmoid"], batches)[0] == pytest.approx(math.log(2), rel=1e-6)
-    assert learned(SETTINGS["ipo"], batches)[0] == pytest.approx(4.0, rel=1e-6)
-    assert learned(SETTINGS["hinge"], batches)[0] == pytest.approx(1.0, rel=1e-6)
+    assert learned(Preference(SETTINGS["sigmoid"]), batches)[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert learned(Preference(SETTINGS["ipo"]), batches)[0] == pytest.approx(4.0, rel=1e-6)
+    assert learned(Preference(SETTINGS["hinge"]), batches)[0] == pytest.approx(1.0, rel=1e-6)
 
 
 def swapped(pair: Example) -> Example:
@@ -261,11 +354,10 @@ def swapped(pair: Example) -> Example:
 
 def test_swapping_chosen_and_rejected_flips_the_gradient_of_dpo_where_it_begins() -> None:
     examples = with_own_reference(pairs())
-    _, there, _ = learned(SETTINGS["sigmoid"], split(examples, 200))
-    _, back, _ = learned(SETTINGS["sigmoid"], split([swapped(each) for each in examples], 200))
-    for name, gradient in there.items():
-        assert gradient.abs().max() > 0
-        assert (gradient + back[name]).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), name
+    _, there, _ = learned(Preference(SETTINGS["sigmoid"]), split(examples, 200))
+    _, back, _ = learned(Preference(SETTINGS["sigmoid"]), split([swapped(each) for each in examples], 200))
+    assert all(gradient.abs().max() > 0 for gradient in there.values())
+    assert_same_gradients({name: -gradient for name, gradient in back.items()}, there)
 
 
 def test_a_step_along_the_gradient_favours_what_was_chosen() -> None:
@@ -284,60 +376,49 @@ def test_a_step_along_the_gradient_favours_what_was_chosen() -> None:
 KTO = KtoSettings(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
 
 
+def labelled(own: list[float], other: list[float], label: bool, reference: tuple[float, float]) -> Example:
+    """A sample of tokens with these weights, and of another completion, with what the reference says of both."""
+    both = joined(example([0] * len(own), own), example([0] * len(other), other))
+    columns = {REFERENCE: np.array(reference, dtype=np.float32), DESIRABLE: np.full(2, label, dtype=np.float32)}
+    return replace(both, columns=columns)
+
+
 def test_kto_of_three_tokens_by_hand() -> None:
-    """Every prediction has probability 1/2; what the reference gave it decides r and z."""
+    """Every prediction has probability 1/2; what the reference gave it decides r and z.
 
-    def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
-        return torch.full((len(next_K),), math.log(1 / 2))
-
-    def sample(own: float, others: float, label: float) -> Example:
-        both = joined(example([0, 1], [0, 1]), example([0, 1, 0], [0, 1, 1]))
-        reference = np.log(np.array([own, others], dtype=np.float32))
-        return replace(both, columns={REFERENCE: reference, DESIRABLE: np.full(2, label, dtype=np.float32)})
-
-    # r = log 2, z = log 2 of a good one; r = log 4 and z = 0, since it is below 0, of a bad one.
-    good, bad = sample(1 / 4, 1 / 8, 1.0), sample(1 / 8, 1 / 2, 0.0)
-    loss, metrics = Kto(KTO).loss_sum(given, microbatch([good, bad]))
-    assert loss.item() == pytest.approx(2 * 0.5 + 3 * (1 - sigmoid(-0.5 * math.log(4))), rel=1e-6)
+    Of the good sample r = log 4 over two tokens and z = log 2, so that β(r − z) = log √2; of the bad one r = log 4 and
+    z = 0, since it is below 0, so that β(r − z) = log 2. No gradient goes through z.
+    """
+    good = labelled([0, 1, 1], [0, 1], True, (math.log(1 / 16), math.log(1 / 4)))
+    bad = labelled([0, 1], [0, 1, 1], False, (math.log(1 / 8), math.log(1 / 2)))
+    logprobs_T = torch.full((10,), 1 / 2).log().requires_grad_()
+    loss, metrics = Kto(KTO).loss_sum(answering(logprobs_T), microbatch([good, bad]))
+    above, below = 1 / (1 + math.sqrt(2)), 2 / 3
+    assert loss.item() == pytest.approx(2 * above + 3 * below, rel=1e-6)
     assert metrics == pytest.approx(
-        {"reward_signed": -0.5 * math.log(4), "reward_accuracy": 0, "kl": math.log(2)}, rel=1e-6
+        {"reward_signed": math.log(2) / 2 - math.log(2), "reward_accuracy": 1, "kl": math.log(2)}, rel=1e-6
     )
+    up, down = -2 * 0.5 * above * (1 - above), 3 * 0.5 * below * (1 - below)
+    assert gradient(loss, logprobs_T) == pytest.approx([0, up, up, 0, 0, 0, down, 0, 0, 0], rel=1e-6)
 
 
-def test_kto_pushes_good_completions_up_and_bad_ones_down_and_others_not_at_all() -> None:
-    scores = torch.zeros(4, requires_grad=True)
-
-    def given(batch: Any, next_K: Tensor, weights_K: Tensor | None) -> Tensor:
-        return scores
-
-    both = joined(example([0, 1], [0, 1]), example([0, 1], [0, 1]))
-    columns = [{REFERENCE: np.zeros(2, dtype=np.float32), DESIRABLE: np.full(2, x, dtype=np.float32)} for x in (1, 0)]
-    loss, _ = Kto(KTO).loss_sum(given, microbatch([replace(both, columns=each) for each in columns]))
-    loss.backward()
-    assert scores.grad is not None
-    assert scores.grad.tolist() == pytest.approx([-2 * 0.5 / 4, 0, 3 * 0.5 / 4, 0])
-
-
-def test_kto_does_not_depend_on_packing_or_ranks_and_fillers_give_nothing() -> None:
+def test_ktos_gradient_is_that_of_a_loop_over_tokens_on_any_number_of_ranks_and_fillers_give_nothing() -> None:
     examples = [
         replace(each, columns={**each.columns, DESIRABLE: np.full(2, number % 2, dtype=np.float32)})
         for number, each in enumerate(pairs())
     ]
-
-    def taken(batches: list[Batch]) -> tuple[float, Tensor]:
-        model, total = tiny_model(), 0.0
-        for batch in batches:
-            for each in batch.microbatches:
-                loss, _ = Kto(KTO).loss_sum(partial(logprobs, model), each)
-                (loss / Kto(KTO).divisor(batch)).backward()
-                total += loss.item()
-        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-    loss, gradient = taken(split(examples, 200))
-    for tokens, num_ranks in ((24, 1), (200, 8)):
-        other, others = taken(split(examples, tokens, num_ranks))
-        assert other == pytest.approx(loss, rel=LOSS_SUM_FP32_RELATIVE)
-        assert (others - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max()
+    model, expected = tiny_model(), torch.zeros(())
+    for number, each in enumerate(examples):
+        own, other = (s - ref for s, ref in zip(scores_by_tokens(model, each), each.columns[REFERENCE], strict=True))
+        ahead = 0.5 * (own - max(0.0, other.item()))
+        value = torch.sigmoid(ahead) if number % 2 else torch.sigmoid(-ahead)
+        expected = expected + (2.0 if number % 2 else 3.0) * (1 - value) / len(examples)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for tokens, num_ranks in ((200, 1), (24, 1), (200, 8)):
+        loss, ours, _ = learned(Kto(KTO), split(examples, tokens, num_ranks), model)
+        assert loss == pytest.approx(expected.item(), rel=10 * LOSS_SUM_FP32_RELATIVE)
+        assert_same_gradients(ours, gradients)
 
 
 def test_bradley_terry_by_hand() -> None:
@@ -365,6 +446,28 @@ def test_bradley_terry_by_hand() -> None:
     assert loss.item() == 0.0
     assert loss.requires_grad
     assert not any(metrics.values())
+
+
+def test_bradley_and_terrys_gradient_is_that_of_documents_by_themselves_however_they_are_packed(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny(tmp_path)), head="new value").model
+    examples = [
+        replace(each, columns={MARGIN: np.full(2, number / 4, dtype=np.float32)}) for number, each in enumerate(pairs())
+    ]
+    expected = torch.zeros(())
+    for number, each in enumerate(examples):
+        middle = int(each.document_starts[1])
+        chosen, rejected = (
+            model.score(hidden_alone(model, each.token_ids[part])[-1])[0]
+            for part in (slice(0, middle), slice(middle, None))
+        )
+        expected = expected - torch.log(torch.sigmoid(chosen - rejected - number / 4)) / len(examples)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert "score.weight" in gradients
+    for tokens, num_ranks in ((200, 1), (24, 1), (60, 2), (200, 8)):
+        loss, ours, _ = learned(BradleyTerry(), split(examples, tokens, num_ranks), model, values)
+        assert loss == pytest.approx(expected.item(), rel=10 * LOSS_SUM_FP32_RELATIVE)
+        assert_same_gradients(ours, gradients)
 
 
 def test_the_divisor_is_the_number_of_pairs() -> None:

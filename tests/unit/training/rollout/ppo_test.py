@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.support.alone import hidden_alone, logprobs_alone
 from tests.support.tolerances import GRADIENT_FP32, LOGPROB_FP32, LOSS_SUM_FP32_RELATIVE
 from training.algorithms.grpo import Grpo
 from training.algorithms.ppo import Ppo
@@ -138,11 +139,16 @@ def test_a_critic_that_knows_explains_everything_and_one_that_says_nothing_nothi
     assert credit(rl, silent, [1.0, -1.0])[1]["explained_variance"] == pytest.approx(0.0)
 
 
-def test_groups_give_each_token_the_advantage_of_the_whole() -> None:
-    rl = RlConfig(group_size=2, divide_by_std=False)
+@pytest.mark.parametrize(
+    ("rl", "half"),
+    [(RlConfig(group_size=2, divide_by_std=False), 0.5), (RlConfig(group_size=2, advantage="rloo"), 1.0)],
+    ids=["group", "rloo"],
+)
+def test_groups_give_each_token_the_advantage_of_the_whole(rl: RlConfig, half: float) -> None:
+    """The mean of a group of rewards 1 and 0 is 1/2 away from each, the mean of the others 1."""
     four = [completion(1, old_values=[0.0] * (2 + number)) for number in range(4)]
     made, metrics = credit(rl, four, [1.0, 0.0, 3.0, 3.0])
-    for example, advantage in zip(made, [0.5, -0.5, 0.0, 0.0], strict=True):
+    for example, advantage in zip(made, [half, -half, 0.0, 0.0], strict=True):
         assert set(example.columns["advantages_T"][1:].tolist()) == {advantage}
     assert metrics == {"uniform_groups_fraction": 0.5}
 
@@ -166,10 +172,8 @@ def test_values_are_those_before_each_token_and_log_probabilities_stay() -> None
     answers_K2 = logprobs_and_values(model, pack, next_K)
     assert torch.equal(answers_K2[:, 0], logprobs(model, pack, next_K))
     expected: list[Tensor] = []
-    model.set_attn_implementation("sdpa")
     for each in EXAMPLES:
-        ids = torch.from_numpy(each.token_ids.astype(np.int64))
-        hidden = model.model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        hidden = hidden_alone(model, each.token_ids)
         expected += [hidden[at - 1] @ model.critic.weight[0] for at in np.flatnonzero(each.weights)]
     assert (answers_K2[:, 1] - torch.stack(expected)).abs().max() < 10 * LOGPROB_FP32
 
@@ -206,18 +210,44 @@ def test_a_critic_begins_by_expecting_nothing_and_leaves_nothing_behind() -> Non
     assert model.state_dict().keys() == names
 
 
-def test_the_loss_does_not_depend_on_packing() -> None:
+def test_a_models_gradient_is_that_of_a_loop_over_tokens_however_they_are_packed() -> None:
+    """The reference runs transformers' model on each document by itself and writes the formula out for each token."""
     random = np.random.default_rng(0)
+    examples = []
+    for number in range(3):
+        num = 3 + number
+        columns = {name: random.normal(size=num).tolist() for name in ("advantages", "old_values", "returns")}
+        columns["policy_logprobs"] = random.normal(-5.5, 0.3, num).tolist()
+        examples.append(completion(2 + number, **columns))
+    model, losses = filled(tiny_model()), list[Tensor]()
+    for each in examples:
+        said, hidden = logprobs_alone(model, each.token_ids), hidden_alone(model, each.token_ids)
+        for at in np.flatnonzero(each.weights).tolist():
+            old, advantage, before, target = (
+                float(each.columns[f"{name}_T"][at])
+                for name in ("policy_logprobs", "advantages", "old_values", "returns")
+            )
+            ratio, value = torch.exp(said[at] - old), hidden[at - 1] @ model.critic.weight[0]
+            gain = min(ratio * advantage, ratio.clip(0.8, 1.2) * advantage)
+            near = before + (value - before).clip(-0.2, 0.2)
+            losses.append(-gain + 0.5 * max((value - target) ** 2, (near - target) ** 2) / 2)
+    expected = torch.stack(losses).sum()
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for packs in ([examples], [examples[:1], examples[1:]], [[each] for each in reversed(examples)]):
+        model.zero_grad()
+        loss = torch.stack(
+            [PPO.loss_sum(partial(logprobs_and_values, model), microbatch(pack))[0] for pack in packs]
+        ).sum()
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=10 * LOSS_SUM_FP32_RELATIVE)
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad - gradients[name]).abs().max() <= GRADIENT_FP32 * gradients[name].abs().max(), name
+
+
+def test_a_filler_gives_no_loss_and_no_metric() -> None:
     names = ("policy_logprobs", "advantages", "old_values", "returns")
-    examples = [
-        completion(2 + number, **{name: random.normal(size=3 + number).tolist() for name in names})
-        for number in range(3)
-    ]
-    model = filled(tiny_model())
-    answers = partial(logprobs_and_values, model)
-    whole, _ = PPO.loss_sum(answers, microbatch(examples))
-    parts = sum(PPO.loss_sum(answers, microbatch([each]))[0].item() for each in examples)
-    assert whole.item() == pytest.approx(parts, rel=10 * LOSS_SUM_FP32_RELATIVE)
-    filler, metrics = PPO.loss_sum(answers, microbatch(examples[:1], weighted=False))
-    assert filler.item() == 0.0
+    only = completion(1, **{name: [1.0, 2.0] for name in names})
+    loss, metrics = PPO.loss_sum(partial(logprobs_and_values, filled(tiny_model())), microbatch([only], weighted=False))
+    assert loss.item() == 0.0
     assert not any(metrics.values())
