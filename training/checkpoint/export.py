@@ -1,7 +1,7 @@
 """Writes a trained model as a Hugging Face directory, and says so only after loading it again.
 
     model     all weights, config, tokenizer and chat template
-    adapter   the LoRA matrices alone, with the name of the base model; of a reward model with its head
+    adapter   the LoRA matrices alone, with the name of the base model; of a model with a value head, this too
     merged    the base model with the adapter added in, laid out like `model`
 
 The directory gets its name by one rename after the check, so a directory that is there is one that was verified. The

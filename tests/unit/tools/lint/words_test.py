@@ -41,3 +41,14 @@ def test_a_silenced_check_without_a_reason_is_found(tmp_path: Path, comment: str
     assert told(findings, tmp_path, {"tools/a.py": f"x = 1  {comment}\n"}) == [
         f"tools/a.py:1: silences a check: {comment}. hint: say why beside it: # … - because"
     ]
+
+
+def test_a_way_to_learn_is_found_where_none_is_known(tmp_path: Path) -> None:
+    files = {
+        "training/step.py": "# Policies offload preferred rewarding parts.\n",
+        "training/parallel/a.py": 'def backward():\n    if plan.recipe == "grpo":\n',
+        "training/run.py": "# sft\n",
+    }
+    assert told(findings, tmp_path, files) == [
+        "training/parallel/a.py:2: names grpo, one way to learn of several. hint: have the recipe decide it"
+    ]
