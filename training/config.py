@@ -283,7 +283,7 @@ class LoraConfig:
 
     target_modules: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter, as a list: ["q_proj", "v_proj"]. all-linear means each one except
-    the head."""
+    the head, and the experts of a mixture, which take neither dropout nor dora."""
 
     def __post_init__(self) -> None:
         """Checks that there is an adapter to train."""

@@ -1,6 +1,6 @@
 """Writes a trained model as a Hugging Face directory, and says so only after loading it again.
 
-    model     all weights, config, tokenizer and chat template
+    model     all weights, config, tokenizer and chat template; in several files, with an index, if they are large
     adapter   the LoRA matrices alone, with the name of the base model; of a model with a value head, this too
     merged    the base model with the adapter added in, laid out like `model`
 
@@ -50,6 +50,9 @@ it; a forgotten or doubled adapter, or one of another scale, is far above."""
 
 NUM_PROBE_TOKENS = 16
 
+BYTES_PER_FILE_MAX = 5_000_000_000
+"""Weights beyond it go to another file, so that a copy which breaks off is not lost as a whole."""
+
 
 def export(
     model: nn.Module,
@@ -58,6 +61,7 @@ def export(
     *,
     kind: ExportKind,
     base_path: str,
+    bytes_per_file_max: int = BYTES_PER_FILE_MAX,
 ) -> Path:
     """Writes and verifies one export, replacing an earlier one; returns the directory.
 
@@ -67,6 +71,7 @@ def export(
         directory: where the export will be.
         kind: see the module's docstring.
         base_path: where the base model was loaded from, to load the adapter onto it for the check.
+        bytes_per_file_max: of weights; a larger one has a file of its own. An adapter is always one file.
 
     Raises:
         ExportError: it cannot be written or loaded, or computes something else than the model in memory.
@@ -81,7 +86,7 @@ def export(
             save_adapter(cast("PeftModel", model), unfinished)
         else:
             whole = merged(cast("PeftModel", model)) if kind == "merged" else cast(PreTrainedModel, model)
-            whole.save_pretrained(unfinished)
+            whole.save_pretrained(unfinished, max_shard_size=bytes_per_file_max)
         tokenizer.save_pretrained(unfinished)
         _verify(model, tokenizer, unfinished, directory, kind=kind, base_path=base_path)
     except (OSError, SafetensorError) as error:

@@ -2,8 +2,8 @@
 
 What other trainers let pass, and what is refused here: weights that the checkpoint lacks (transformers fills them in at
 random and warns), a tokenizer with more tokens than the model has embeddings (an index error deep in the first step, or
-worse on an accelerator), and, once the model is where it is trained, an architecture that lets packed documents see
-each other.
+worse on an accelerator), experts whose settings would be ignored, and, once the model is where it is trained, an
+architecture that lets packed documents see each other.
 """
 
 from pathlib import Path
@@ -117,6 +117,7 @@ def load_model(
         model.config.pad_token_id = pad if pad != tokenizer.eos_token_id else None
     _check_complete(path, pair[1])
     _check_vocabulary(path, model, tokenizer)
+    _check_experts(path, model, in_4_bits=quantization is not None)
     leave_as_stored(model)
     module: nn.Module = model
     module.to(device)
@@ -241,4 +242,23 @@ def _check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTo
             got=f"the tokenizer has {len(tokenizer)} tokens and the model {num_embeddings} embeddings",
             expected="no more tokens than embeddings",
             hint="use the tokenizer that came with the model, or resize_token_embeddings and save both",
+        )
+
+
+def _check_experts(path: str, model: PreTrainedModel, *, in_4_bits: bool) -> None:
+    """Refuses what is asked for of a mixture of experts and would be ignored in silence."""
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        raise ModelError(
+            path,
+            got="config.json has output_router_logits, which adds a loss of the router's to that of the data",
+            expected="false: no recipe has a loss that keeps experts equally busy",
+            hint="set it to false there; fine-tuning goes without, and router_aux_loss_coef then changes nothing",
+        )
+    stacks = [name for name, each in model.named_parameters() if each.ndim > 2]
+    if in_4_bits and stacks:
+        raise ModelError(
+            path,
+            got=f"{type(model).__name__} holds matrices in stacks (of {stacks[0]}), which would stay in 32 bits",
+            expected="linear layers, all that is held in 4 bits",
+            hint="leave --model.quantization out",
         )

@@ -1,11 +1,19 @@
 """Low-rank adapters (arXiv 2106.09685) through peft: W + (alpha / rank) · B A with W frozen.
 
+The experts of a mixture are stacks of matrices, and each matrix gets an A and a B of its own. Where transformers keeps
+two of them, up and gate, as one twice as high, peft gives it twice the rank and twice alpha: the scale stays.
+
 peft takes seconds to import, so it is imported in the functions that need it; runs without adapters never pay.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, filterwarnings
+
+from torch import nn
 
 from training.config import LoraConfig
 from training.errors import ModelError
@@ -17,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
+BY_NAME = "--lora.target_modules '[q_proj, v_proj]'"
 
 
 def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
@@ -27,10 +36,11 @@ def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
 
     Args:
         model: any causal language model, or one with a head of one value.
-        config: rank, scale, variant, dropout and target layers; `all-linear` is every linear layer but the head.
+        config: rank, scale, variant, dropout and target layers; `all-linear` is every linear layer but the head, and
+            the experts and routers of a mixture.
 
     Raises:
-        ModelError: a target layer is not in the model.
+        ModelError: a target layer is not in the model, cannot be adapted in this way, or is left out by all-linear.
     """
     import peft
 
@@ -55,9 +65,69 @@ def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
         use_dora=config.dora,
         use_rslora=config.rank_stabilized,
     )
-    adapted = peft.get_peft_model(model, adapter)
+    every = _matrices(model)
+    try:
+        with _no_false_alarm():
+            adapted = peft.get_peft_model(model, adapter)
+    except ValueError as error:
+        raise _not_adapted(model, config, error) from error
     assert isinstance(adapted, peft.PeftModel)
+    if targets == [ALL_LINEAR] and (left := sorted(every - _adapted(adapted))):
+        raise ModelError(
+            "lora.target_modules",
+            got=f"{ALL_LINEAR}, which leaves {len(left)} weights of {model.config.model_type} as they are, among them "
+            f"{left[0]}",
+            expected="an architecture of whose experts peft knows where they are",
+            hint=f"name the layers that are to learn: {BY_NAME}",
+        )
     return adapted
+
+
+def _matrices(model: nn.Module) -> set[str]:
+    """Names of what all-linear promises to adapt: weights of linear layers, and stacks of them, but no head."""
+    heads = {model.get_output_embeddings(), value_head(model)}  # type: ignore[operator]  # of transformers, not a tensor
+    linear = {
+        f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear) and each not in heads
+    }
+    return linear | {name for name, each in model.named_parameters() if each.ndim > 2}
+
+
+def _adapted(model: "PeftModel") -> set[str]:
+    """Names of the base model's weights that have an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        # A stack beside another one in the same layer has its wrapper inside the other's.
+        f"{name.replace('.base_layer', '')}.{getattr(each, 'parameter_name', 'weight')}"
+        for name, each in model.get_base_model().named_modules()
+        if isinstance(each, LoraLayer)
+    }
+
+
+def _not_adapted(model: "PreTrainedModel", config: LoraConfig, error: ValueError) -> ModelError:
+    """For what peft refuses, by a word of its own: some variants on stacks, and what is no linear layer."""
+    for name, value in (("dropout", config.dropout), ("dora", config.dora)):
+        if value and "ParamWrapper" in str(error):
+            return ModelError(
+                f"lora.{name}",
+                got=f"{str(value).lower()}, for the experts of {model.config.model_type}",
+                expected="plain LoRA, all that peft computes for stacks of matrices",
+                hint=f"leave it out, or name other layers: {BY_NAME}",
+            )
+    return ModelError(
+        "lora.target_modules",
+        got=f"{', '.join(config.target_modules)}, which peft refuses ({' '.join(str(error).split())})",
+        expected=f"{ALL_LINEAR}, or names of linear layers",
+        hint=f"{ALL_LINEAR} takes every linear layer but the head",
+    )
+
+
+@contextmanager
+def _no_false_alarm() -> Iterator[None]:
+    """Without peft's warning (0.21) that a doubled rank was ignored. It was not: it looks among modules alone."""
+    with catch_warnings():
+        filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+        yield
 
 
 def merged(model: "PeftModel") -> "PreTrainedModel":
@@ -89,7 +159,8 @@ def load_adapter(base: "PreTrainedModel", directory: str | Path) -> "PeftModel":
     import peft
 
     try:
-        return peft.PeftModel.from_pretrained(base, str(directory))
+        with _no_false_alarm():
+            return peft.PeftModel.from_pretrained(base, str(directory))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         cause = str(error).strip().splitlines()[0]
         raise ModelError(

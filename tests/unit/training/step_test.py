@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def plain_loss(model: nn.Module, samples: list[Example]) -> Tensor:
     return total / divisor
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_three_steps_equal_a_plain_loop(architecture: Architecture) -> None:
     batches = loader()
     assert any(len(batches.batch(number).microbatches) > 1 for number in range(3)), "accumulation must happen"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=LOSS_SUM_FP32_RELATIVE)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_equals_the_loss_that_transformers_computes(architecture: Architecture) -> None:
     """Their loss is a mean over the labels that are not -100; ours is the sum, so the oracle is mean times count."""
     model = tiny_model(architecture)
@@ -89,7 +89,7 @@ def test_equals_the_loss_that_transformers_computes(architecture: Architecture) 
     assert metrics == {}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_packed_batch_has_the_loss_and_gradients_that_transformers_has_for_its_samples(
     architecture: Architecture,
 ) -> None:

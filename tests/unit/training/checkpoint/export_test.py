@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from training.checkpoint.export import MERGE_TOLERANCE, export
+from training.checkpoint.export import BYTES_PER_FILE_MAX, MERGE_TOLERANCE, export
 from training.config import LoraConfig
-from training.errors import ExportError
+from training.errors import ExportError, ModelError
 from training.models.attention import DocumentStarts
 from training.models.load import load_model
 from training.models.lora import add_adapter, load_adapter
@@ -51,7 +51,7 @@ def logits(model: Any) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_model_reloads_to_the_same_logits(tmp_path: Path, architecture: Architecture) -> None:
     model, tokenizer = trained(tmp_path / "base", lora=False, architecture=architecture)
     path = export(model, tokenizer, tmp_path / "model", kind="model", base_path="")
@@ -72,6 +72,51 @@ def test_an_export_is_checked_without_the_kernel_of_an_accelerator_and_goes_on_t
         export(model, tokenizer, tmp_path / kind, kind=kind, base_path=str(tmp_path / "base"))
     assert asked_with == {"sdpa"}
     assert base.config._attn_implementation == "flex_attention"
+
+
+def test_experts_with_an_adapter_reload_to_the_same_logits(tmp_path: Path) -> None:
+    """The adapter is of the whole stack of them, and in the merged model each is a weight by itself."""
+    model, tokenizer = trained(tmp_path / "base", lora=True, architecture="qwen3_moe")
+    base_path = str(tmp_path / "base")
+    adapter = export(model, tokenizer, tmp_path / "adapter", kind="adapter", base_path=base_path)
+    merged = export(model, tokenizer, tmp_path / "merged", kind="merged", base_path=base_path)
+    expected = logits(model)
+    base: Any = AutoModelForCausalLM.from_pretrained(base_path)
+    assert (logits(base) - expected).abs().max() > 0.1, "the adapter does something"
+    torch.testing.assert_close(logits(load_adapter(base, adapter)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-4)
+    plain, whole = (load_file(each / "model.safetensors") for each in (tmp_path / "base", merged))
+    moved = {name for name, value in whole.items() if not torch.equal(value, plain[name])}
+    assert {name for name in whole if ".mlp." in name} <= moved, "experts and router"
+
+
+@pytest.mark.parametrize("kind", ["model", "merged"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+def test_weights_of_several_files_have_an_index_and_are_the_same_model(
+    tmp_path: Path, architecture: Architecture, kind: ExportKind
+) -> None:
+    """Also as the base of the next run. Experts, which are one weight here, are written one by one."""
+    num_bytes = 40_000
+    model, tokenizer = trained(tmp_path / "base", lora=kind == "merged", architecture=architecture)
+    places = {"one": BYTES_PER_FILE_MAX, "several": num_bytes}
+    one, several = (
+        export(model, tokenizer, tmp_path / name, kind=kind, base_path=str(tmp_path / "base"), bytes_per_file_max=most)
+        for name, most in places.items()
+    )
+    assert [each.name for each in one.glob("model*")] == ["model.safetensors"]
+    files = {each.name: load_file(each) for each in several.glob("*.safetensors")}
+    assert len(files) > 1
+    assert all(sum(value.nbytes for value in each.values()) <= num_bytes for each in files.values())
+    index = json.loads((several / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index == {name: file for file, weights in files.items() for name in weights}
+    whole = load_file(one / "model.safetensors")
+    assert whole.keys() == index.keys()
+    assert all(torch.equal(files[file][name], whole[name]) for name, file in index.items())
+    for again in (AutoModelForCausalLM.from_pretrained(several), load_model(str(several)).model):
+        torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-4)
+    (several / next(iter(files))).unlink()
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
+        load_model(str(several))
 
 
 @pytest.mark.parametrize("variant", [{}, {"dora": True}, {"rank_stabilized": True}], ids=["lora", "dora", "rslora"])

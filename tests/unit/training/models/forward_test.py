@@ -1,5 +1,7 @@
 """Packed documents get the log-probabilities they would get alone; the obvious ways to run a pack do not do that."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,6 @@ from training.models.load import Attention
 from training.models.tiny import Architecture, tiny_model
 
 EXAMPLES = random_examples([7, 12, 3, 20])
-ARCHITECTURES: list[Architecture] = ["llama", "qwen2", "granite"]
 ATTENTIONS: list[Attention] = ["documents", "sdpa", "eager"]
 
 
@@ -23,7 +24,7 @@ def logprobs(logits_TV: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_packed_logprobs_equal_unpacked_ones(architecture: Architecture, attention: Attention) -> None:
     model = tiny_model(architecture)
     model.set_attn_implementation(attention)
@@ -33,7 +34,7 @@ def test_packed_logprobs_equal_unpacked_ones(architecture: Architecture, attenti
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_document_alone_gets_what_transformers_gives_it(architecture: Architecture) -> None:
     model = tiny_model(architecture)
     pack = microbatch([EXAMPLES[1]])
@@ -44,7 +45,7 @@ def test_a_document_alone_gets_what_transformers_gives_it(architecture: Architec
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_naive_ways_to_run_a_pack_mix_documents(architecture: Architecture) -> None:
     """Each of these looks right and is wrong; if one stops mixing, `forward` may become simpler."""
     model = tiny_model(architecture)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -200,7 +200,7 @@ def test_what_would_be_another_loss_is_refused() -> None:
     assert refused(biased).got.endswith("bias=True)")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_an_error_on_the_way_leaves_the_head_as_it_was(architecture: Architecture) -> None:
     model: Any = tiny_model(architecture)
     before = logits(model, PACK)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import huggingface_hub.constants
 import pytest
@@ -14,6 +15,7 @@ from training.data.batch import microbatch
 from training.errors import ModelError
 from training.models.forward import logits
 from training.models.load import check_documents_stay_apart, load_model, load_tokenizer
+from training.models.quantize import nf4
 from training.models.tiny import Architecture, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -22,7 +24,7 @@ def directory(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_saved_model_loads_to_the_same_logits(architecture: Architecture, tmp_path: Path) -> None:
     directory = save_tiny(tmp_path, architecture, seed=3)
     model, tokenizer = load_model(str(directory))
@@ -37,6 +39,27 @@ def test_a_saved_model_loads_to_the_same_logits(architecture: Architecture, tmp_
 def test_a_tilde_is_the_home_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(directory.parent))
     assert load_model("~/tiny").tokenizer.eos_token == "<|end|>"
+
+
+def test_a_loss_of_the_router_that_nobody_computes_is_refused(tmp_path: Path) -> None:
+    """It is off unless config.json asks for it: then transformers would compute it, and the loss would not have it."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    config = json.loads((path / "config.json").read_text())
+    assert not config["output_router_logits"]
+    assert config["router_aux_loss_coef"]
+    load_model(str(path))
+    (path / "config.json").write_text(json.dumps(config | {"output_router_logits": True}))
+    with pytest.raises(ModelError, match=r"config\.json has output_router_logits, which adds a loss of the router's"):
+        load_model(str(path))
+
+
+def test_experts_that_would_not_be_in_4_bits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(str(save_tiny(tmp_path, "qwen3_moe")), quantization=nf4("fp32"))
+    assert caught.value.got == (
+        "Qwen3MoeForCausalLM holds matrices in stacks (of model.layers.0.mlp.experts.gate_up_proj), which would stay "
+        "in 32 bits"
+    )
 
 
 def test_a_missing_directory_is_told_from_a_hub_name(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Noise is of the strength that the formula gives each document, is in training alone, and follows the generator."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def embeddings_seen(model: Any) -> Tensor:
     return seen[0]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_each_document_gets_uniform_noise_of_its_own_strength(architecture: Architecture) -> None:
     model = (
         tiny_model(architecture, embedding_multiplier=1.0) if architecture == "granite" else tiny_model(architecture)

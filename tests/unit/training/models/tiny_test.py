@@ -1,6 +1,7 @@
 """Tiny models are the same for the same seed, disturb nothing, and meet what full-sized ones meet."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,10 +14,9 @@ from training.models.tiny import Architecture, save_tiny, tiny_model, tiny_token
 
 CHAT = TWO_TURNS["messages"]
 TOKENIZER = tiny_tokenizer("none")
-ARCHITECTURES: list[Architecture] = ["llama", "qwen2", "granite"]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_seed_gives_one_model_and_another_seed_another(architecture: Architecture) -> None:
     one, same, other = (tiny_model(architecture, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -31,7 +31,7 @@ def test_making_a_model_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_models_are_small_and_in_training_mode(architecture: Architecture) -> None:
     model = tiny_model(architecture)
     assert model.num_parameters() < 50_000
@@ -73,7 +73,7 @@ def test_the_plain_template_is_the_marked_one_without_markers() -> None:
     assert tiny_tokenizer("none").chat_template is None
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_saved_directory_loads_with_transformers_own_tools(architecture: Architecture, tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "made" / "here", architecture, seed=4)
     loaded, made = AutoModelForCausalLM.from_pretrained(directory), tiny_model(architecture, seed=4)
