@@ -9,7 +9,7 @@ Every setting is a field of `training.config`, spelt `--section.field`, and its 
 there is no second list of options to fall behind. A field may be given without its section where that is unambiguous,
 with dashes or underscores: `--learning-rate-peak` is `--optimizer.learning_rate_peak`.
 
-torch is imported only once there is a plan to carry out, so help and mistakes are answered at once.
+torch is imported only once there is a plan to carry out or data to look at, so help and mistakes are answered at once.
 """
 
 import ast
@@ -25,6 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -40,6 +42,8 @@ ENVIRONMENT = {
     # Threads that wait for each other let go of the core. They spin unless told otherwise before torch is imported, and
     # where something else runs too they then starve each other: many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # A terminal that lacks a letter of somebody's data shows its number, and does not end a run.
+    "PYTHONIOENCODING": ":backslashreplace",
 }
 """What a process that trains and its libraries see, unless the person has set it otherwise."""
 
@@ -51,7 +55,7 @@ COMMANDS = {
     "grpo": "Learn from rewards of what the model says: GRPO, with the choices of DAPO, Dr. GRPO and RLOO.",
     "ppo": "Learn from rewards of what the model says, with a critic that learns what to expect: PPO.",
     "plan": "Print what the settings of sft, or of the command named after it (plan dpo), resolve to on this machine, "
-    "or why they are refused; train nothing.",
+    "or why they are refused, and what is in the data, with the first sample as the model will see it; train nothing.",
 }
 
 EPILOG = f"""\
@@ -82,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # As ENVIRONMENT has it for other processes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # `bazel run` starts programs elsewhere; paths are meant from where the command was typed.
     if typed_in := os.environ.get("BUILD_WORKING_DIRECTORY"):
         os.chdir(typed_in)
@@ -109,7 +116,15 @@ def recipe_of(words: Sequence[str]) -> tuple[RecipeKind, bool]:
 
 
 def _plan(settings: Namespace, recipe: RecipeKind) -> int:
-    print(_resolved(settings, recipe).describe())
+    resolved = _resolved(settings, recipe)
+    print(resolved.describe(), flush=True)
+    absent = [each for each in (resolved.model_path, resolved.data_path) if not Path(each).expanduser().exists()]
+    if absent:
+        print(f"first       not shown, since there is no {absent[0]} here")
+        return 0
+    with _uncollected():
+        from training.recipes import look
+    print(look(resolved))
     return 0
 
 

@@ -10,6 +10,7 @@ from training.data.example import Example
 from training.data.loader import fit, permutation
 from training.data.render import Rendered
 from training.data.samples import SampleFile
+from training.data.show import CLOSE, OPEN, brief
 from training.errors import DataError
 from training.metrics.summary import DataSummary, FileSummary, added
 from training.plan import Plan
@@ -54,6 +55,18 @@ def read_data(plan: Plan, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
             num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in training),
         ),
     )
+
+
+def described(plan: Plan, data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What became of the files, and the first example as the model will see it: here a wrong template shows."""
+    first = data.training[0]
+    # Of prompts nothing is learned: it is what the model says to them.
+    has_weights = plan.rl is None
+    about = f"{first.where}, {len(first)} tokens"
+    if has_weights:
+        about += f"; learned is what stands between {OPEN} and {CLOSE}"
+    shown = brief(tokenizer, first, has_weights=has_weights).splitlines()
+    return "\n".join([data.summary.describe(), f"first       {about}:", *(f"            {line}" for line in shown)])
 
 
 def _held_out(examples: list[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:

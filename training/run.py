@@ -58,7 +58,7 @@ from training.parallel.presence import present, write_run
 from training.parallel.single import Single
 from training.parallel.world import World, joined, started_by_launcher
 from training.plan import Plan
-from training.reading import read_data
+from training.reading import described, read_data
 from training.recipe import ChangesOverSteps, MakesBatches, Recipe, Running
 from training.reference import with_reference
 from training.step import train_step, validate
@@ -315,7 +315,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             progress = opened.enter_context(
                 ProgressLine(first_step=first_step, num_steps=num_steps, steps_between=plan.progress_steps_between)
             )
-            progress.say(data.summary.describe())
+            progress.say(described(plan, data, tokenizer))
             progress.say(
                 f"start       {'after ' + found.name if found else 'from the beginning'}, {num_steps} steps in all"
             )

@@ -1,6 +1,7 @@
 """The command as a person types it, on their own file, to a model that transformers loads."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -47,6 +48,8 @@ def test_full_fine_tuning_end_to_end(place: Path) -> None:
     assert f"step 3/3  loss {steps[-1].loss:.4f}  gradient norm" in ran.stdout
     assert "tokens/s" in ran.stdout
     assert "16 samples read, skipped: none, truncated: 0" in ran.stdout
+    assert ran.stdout.count("; learned is what stands between ⟦ and ⟧:\n") == 1
+    assert re.search(r"\n            <\|begin\|><\|turn\|>user⏎(\d) \+ \d\?<\|end\|>⏎.*⟦\d+<\|end\|>⟧⏎\n", ran.stdout)
     assert "WARNING" not in ran.stdout, "what libraries have to say is not between our lines"
     summary = json.loads((place / "out" / "summary.json").read_text())
     assert summary["validation_loss_last"] < summary["validation_loss_first"]

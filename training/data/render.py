@@ -11,15 +11,14 @@ Which tokens are the assistant's? Two ways to know, in this order:
 The whole text is tokenized once and spans of characters are carried over to tokens, so ids are those of the whole
 conversation. A token that begins before a turn and ends inside it is the prompt's.
 
-No torch here: numpy, and the few methods of a tokenizer listed below.
+No torch here: numpy, and a tokenizer of transformers that is handed in.
 """
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -27,56 +26,15 @@ from training.data.example import Example
 from training.data.samples import Sample, TextSample
 from training.errors import DataError, EmptyWeightsError, SampleError, TemplateError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-SHOWN_OPEN, SHOWN_CLOSE = "⟦", "⟧"
 
 S = TypeVar("S")
 
 Span = tuple[int, int]
 """Characters from the first up to, not with, the second."""
-
-
-class Tokenizer(Protocol):
-    """What rendering needs of a tokenizer; any fast tokenizer of transformers has it."""
-
-    name_or_path: str
-    chat_template: Any
-
-    @property
-    def is_fast(self) -> bool:
-        """True if it reports the characters of each token."""
-        ...
-
-    @property
-    def bos_token_id(self) -> Any:
-        """Token that begins a document, or None."""
-        ...
-
-    @property
-    def eos_token_id(self) -> Any:
-        """Token that ends a document, or None."""
-        ...
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Tokens that are no text."""
-        ...
-
-    def get_chat_template(self, chat_template: str | None = None, tools: list[Any] | None = None) -> str:
-        """The template that a conversation with or without tools is rendered with."""
-        ...
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """Renders a conversation."""
-        ...
-
-    def decode(self, token_ids: Any) -> Any:
-        """The text of token ids."""
-        ...
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        """Token ids of a text, under "input_ids"."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,8 +56,8 @@ class Renderer:
         TemplateError: the tokenizer has no chat template, or cannot tell which characters a token covers.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer: Tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
         self.name = str(self.tokenizer.name_or_path or "tokenizer")
         if not self.tokenizer.chat_template:
             raise TemplateError(
@@ -142,16 +100,6 @@ class Renderer:
             weights[starts < len(self._prefix(sample, sample.num_given, text))] = 0
         weights[:1] = 0
         return Example(token_ids.astype(np.int32), weights.astype(np.float32), sample.where)
-
-    def show(self, example: Example) -> str:
-        """The example as text with what is learned between ⟦ and ⟧, to look at before a long run."""
-        counts = example.weights > 0
-        borders = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(example)]
-        pieces = []
-        for start, end in itertools.pairwise(borders):
-            text = str(self.tokenizer.decode(example.token_ids[start:end].tolist()))
-            pieces.append(f"{SHOWN_OPEN}{text}{SHOWN_CLOSE}" if counts[start] else text)
-        return "".join(pieces)
 
     def _by_markers(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         out = self._apply(
@@ -260,14 +208,14 @@ class Renderer:
 
 
 def render_samples(
-    tokenizer: Any, samples: Sequence[Sample], *, on_bad_sample: Literal["stop", "skip"] = "stop"
+    tokenizer: "PreTrainedTokenizerBase", samples: Sequence[Sample], *, on_bad_sample: Literal["stop", "skip"] = "stop"
 ) -> Rendered:
     """An example for each conversation; those that cannot give one stop, or are counted; raises as `render_each`."""
     return render_each(tokenizer, samples, Renderer.example, on_bad_sample=on_bad_sample)
 
 
 def render_each(
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     samples: Sequence[S],
     example_of: Callable[[Renderer, S], Example],
     *,
@@ -302,34 +250,33 @@ def render_each(
 
 
 def render_blocks(
-    tokenizer: Any, documents: Sequence[TextSample], *, tokens_per_block: int, predict_across_documents: bool = False
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[TextSample], *, tokens_per_block: int
 ) -> list[Example]:
     """Blocks of `tokens_per_block` tokens out of whole documents laid end to end; the last one is shorter.
 
     Each document begins with the tokenizer's BOS, if it has one, and ends with its EOS. Blocks are all full, so a step
     of n samples is a step of n · tokens_per_block tokens. Where a cut falls into a document, the next block begins with
     the last token of this one: so every token but a document's first is predicted exactly once. Documents that share a
-    block neither attend to nor predict each other, unless `predict_across_documents`.
+    block neither attend to nor predict each other.
 
     Raises:
         DataError: the tokenizer has no EOS, without which a model never learns to stop.
     """
     assert tokens_per_block >= 2, tokens_per_block
-    tokenizer_: Tokenizer = tokenizer
-    if tokenizer_.eos_token_id is None:
+    if tokenizer.eos_token_id is None:
         raise DataError(
-            str(tokenizer_.name_or_path or "tokenizer"),
+            str(tokenizer.name_or_path or "tokenizer"),
             got="the tokenizer has no end-of-text token",
             expected="one, to end each document",
             hint="set eos_token in tokenizer_config.json",
         )
-    begin = [] if tokenizer_.bos_token_id is None else [tokenizer_.bos_token_id]
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     stream: list[int] = []
     is_start: list[bool] = []
     wheres: list[str] = []
     for document in documents:
-        ids = [*begin, *tokenizer_(document.text, add_special_tokens=False)["input_ids"], tokenizer_.eos_token_id]
-        is_start += [not (predict_across_documents and stream)] + [False] * (len(ids) - 1)
+        ids = [*begin, *tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        is_start += [True] + [False] * (len(ids) - 1)
         stream += ids
         wheres += [document.where] * len(ids)
     return _cut(np.array(stream, dtype=np.int32), np.array(is_start), wheres, tokens_per_block)

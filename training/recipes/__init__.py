@@ -1,7 +1,9 @@
 """Ways to learn, each a composition of what the floors below offer."""
 
 from training.metrics.summary import RunSummary
+from training.models.load import load_tokenizer
 from training.plan import Plan
+from training.reading import described, read_data
 from training.recipe import Recipe
 from training.recipes.dpo import DpoRecipe
 from training.recipes.grpo import GrpoRecipe
@@ -24,3 +26,9 @@ RECIPES: dict[str, type[Recipe]] = {
 def train(plan: Plan) -> RunSummary:
     """Carries out a plan with the recipe that it names; see `training.run.train`."""
     return _train(plan, RECIPES[plan.recipe]())
+
+
+def look(plan: Plan) -> str:
+    """What the plan's files come to, and the first example as the model will see it; raises as a run would."""
+    tokenizer = load_tokenizer(plan.model_path, needs_chat_template=plan.data_kind == "chat")
+    return described(plan, read_data(plan, RECIPES[plan.recipe](), tokenizer), tokenizer)

@@ -157,6 +157,44 @@ def test_plan_prints_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None
     assert "rate        cosine from 0.0002" in shown
 
 
+def test_plan_shows_what_the_data_come_to_and_the_first_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what is learned of it marked; of prompts nothing is. What a run would stop at stops the plan as well."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny("m")
+    words = ["--model", "m", "--data", "chat.jsonl", "--out", "o", "--device", "cpu"]
+    assert main(["plan", *words]) == 0
+    assert capsys.readouterr().out.endswith("\nfirst       not shown, since there is no chat.jsonl here\n")
+    write_jsonl(tmp_path / "chat.jsonl", sums(2))
+    assert main(["plan", *words]) == 0
+    assert capsys.readouterr().out.endswith(
+        "\ndata        chat.jsonl: 2 samples read, skipped: none, truncated: 0, 2 examples"
+        "\nexamples    2 to train on (58 tokens, 4 of them learned), 0 to validate on"
+        "\nfirst       chat.jsonl:1, 29 tokens; learned is what stands between ⟦ and ⟧:"
+        "\n            <|begin|><|turn|>user⏎0 + 0?<|end|>⏎<|turn|>assistant⏎⟦0<|end|>⟧⏎\n"
+    )
+    write_jsonl(tmp_path / "chat.jsonl", [{"prompt": "1 + 1?", "answer": "2"}])
+    assert main(["plan", "grpo", *words]) == 0
+    assert capsys.readouterr().out.endswith(
+        "\nfirst       chat.jsonl:1, 26 tokens:\n            <|begin|><|turn|>user⏎1 + 1?<|end|>⏎<|turn|>assistant⏎\n"
+    )
+    assert main(["plan", *words]) == errors.SampleError.exit_code
+    assert capsys.readouterr().err.startswith("error: chat.jsonl:1: the sample has no messages")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_terminal_that_lacks_a_letter_ends_nothing(tmp_path: Path) -> None:
+    """Here of a path; a rank that begins anew gets the rule from the environment."""
+    code = "import sys; from training.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "plan", *LEAST[1:-1], "o-\u27e6"]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    ran = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert b"\nout         o-\\u27e6; " in ran.stdout
+    assert cli.ENVIRONMENT["PYTHONIOENCODING"] == ":backslashreplace"
+
+
 @pytest.mark.parametrize("command", ["plan", "sft"])
 def test_refusal_is_one_line_with_exit_code_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, *LEAST[1:], "--export", "merged"]) == 2

@@ -11,6 +11,7 @@ from training.algorithms import kto, reward
 from training.data.pairs import DESIRABLE, MARGIN, labelled_example, pair_example, read_labelled, read_pairs
 from training.data.render import Renderer
 from training.data.samples import Sample
+from training.data.show import show
 from training.errors import DataError, SampleError
 from training.models.tiny import Template, tiny_tokenizer
 
@@ -124,7 +125,7 @@ LONG = {
 def test_completions_alone_count_and_both_have_the_prompt(tmp_path: Path, template: Template) -> None:
     renderer = Renderer(tiny_tokenizer(template))
     short, long = (pair_example(renderer, pair) for pair in read(tmp_path, PAIR, LONG).samples)
-    assert renderer.show(short) == (
+    assert show(renderer.tokenizer, short) == (
         "<|begin|><|turn|>user\n2 + 2?<|end|>\n<|turn|>assistant\n⟦4<|end|>⟧\n"
         "<|begin|><|turn|>user\n2 + 2?<|end|>\n<|turn|>assistant\n⟦5!<|end|>⟧\n"
     )
@@ -132,7 +133,7 @@ def test_completions_alone_count_and_both_have_the_prompt(tmp_path: Path, templa
         "<|begin|><|turn|>user\n2 + 2?<|end|>\n<|turn|>assistant\n5!<|end|>\n<|turn|>user\nSure?<|end|>\n"
         "<|turn|>assistant\n"
     )
-    assert renderer.show(long) == (
+    assert show(renderer.tokenizer, long) == (
         f"{prompt}⟦4<|end|>⟧\n{prompt}⟦5!<|end|>⟧\n<|turn|>user\nNo.<|end|>\n<|turn|>assistant\n⟦4<|end|>⟧\n"
     )
     middle = int(long.document_starts[1])

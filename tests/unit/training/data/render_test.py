@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.chats import TWO_TURNS, WITH_TOOL, chat
 from training.data.render import Renderer, render_blocks, render_samples
 from training.data.samples import Message, Sample, TextSample
+from training.data.show import show
 from training.errors import DataError, EmptyWeightsError, SampleError, TemplateError
 from training.models.tiny import tiny_tokenizer
 
@@ -39,12 +40,12 @@ def with_template(template: str) -> Renderer:
 
 def learned(renderer: Renderer, value: dict[str, Any]) -> list[str]:
     """The pieces of text that count."""
-    return re.findall("⟦(.*?)⟧", renderer.show(renderer.example(sample(value))), flags=re.DOTALL)
+    return re.findall("⟦(.*?)⟧", show(renderer.tokenizer, renderer.example(sample(value))), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("renderer", [MARKERS, PLAIN], ids=["markers", "prefix"])
 def test_the_assistants_words_and_their_end_count(renderer: Renderer) -> None:
-    assert renderer.show(renderer.example(sample(TWO_TURNS))) == (
+    assert show(renderer.tokenizer, renderer.example(sample(TWO_TURNS))) == (
         "<|begin|><|turn|>system\nBe brief.<|end|>\n<|turn|>user\nWhat is 2 + 2?<|end|>\n"
         "<|turn|>assistant\n⟦4.<|end|>⟧\n<|turn|>user\nUnd auf Französisch? 🇫🇷<|end|>\n"
         "<|turn|>assistant\n⟦Quatre.<|end|>⟧\n"
@@ -57,7 +58,7 @@ def test_reasoning_and_tool_calls_count_and_the_tools_answer_does_not(renderer: 
         '<think>I should look.</think><call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|end|>',
         "Minus three degrees.<|end|>",
     ]
-    assert renderer.show(renderer.example(sample(WITH_TOOL))).startswith("<|begin|><|turn|>tools\n[{")
+    assert show(renderer.tokenizer, renderer.example(sample(WITH_TOOL))).startswith("<|begin|><|turn|>tools\n[{")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="⟦⟧"), min_size=1, max_size=8)
@@ -84,7 +85,7 @@ def test_the_ids_are_those_of_the_tokenizers_own_rendering() -> None:
 
 @pytest.mark.parametrize("renderer", [MARKERS, PLAIN], ids=["markers", "prefix"])
 def test_unmask_lets_all_but_the_system_turn_count(renderer: Renderer) -> None:
-    shown = renderer.show(renderer.example(sample(TWO_TURNS | {"unmask": True})))
+    shown = show(renderer.tokenizer, renderer.example(sample(TWO_TURNS | {"unmask": True})))
     assert shown.startswith("<|begin|><|turn|>system\nBe brief.<|end|>\n⟦<|turn|>user\nWhat is 2 + 2?")
     assert shown.endswith("Quatre.<|end|>\n⟧")
     assert shown.count("⟦") == 1
@@ -97,7 +98,7 @@ def test_unmask_without_system_counts_all_but_the_first_token() -> None:
 
 def test_a_system_turn_in_the_middle_is_left_out_too() -> None:
     messages = [*chat("a", "b")["messages"], {"role": "system", "content": "S"}, *chat("c", "d")["messages"]]
-    shown = PLAIN.show(PLAIN.example(sample({"messages": messages, "unmask": True})))
+    shown = show(PLAIN.tokenizer, PLAIN.example(sample({"messages": messages, "unmask": True})))
     assert "⟧<|turn|>system\nS<|end|>\n⟦" in shown
 
 
@@ -210,23 +211,16 @@ def test_blocks_by_hand() -> None:
 TEXTS = st.lists(st.text(st.sampled_from("abcdefgh"), min_size=1, max_size=20), min_size=1, max_size=8)
 
 
-@given(TEXTS, st.integers(2, 17), st.booleans())
+@given(TEXTS, st.integers(2, 17))
 @settings(max_examples=80)
-def test_every_token_but_a_documents_first_is_predicted_exactly_once(
-    texts: list[str], tokens_per_block: int, across: bool
-) -> None:
-    blocks = render_blocks(
-        TOKENIZER, documents(*texts), tokens_per_block=tokens_per_block, predict_across_documents=across
-    )
+def test_every_token_but_a_documents_first_is_predicted_exactly_once(texts: list[str], tokens_per_block: int) -> None:
+    blocks = render_blocks(TOKENIZER, documents(*texts), tokens_per_block=tokens_per_block)
     predicted = np.concatenate([block.token_ids[block.weights > 0] for block in blocks])
     streams = [
         [TOKENIZER.bos_token_id, *TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
         for text in texts
     ]
-    if across:
-        expected = [token for stream in streams for token in stream][1:]
-    else:
-        expected = [token for stream in streams for token in stream[1:]]
+    expected = [token for stream in streams for token in stream[1:]]
     assert predicted.tolist() == expected
     assert all(len(block) == tokens_per_block for block in blocks[:-1])
 
