@@ -4,8 +4,9 @@ Each case has contenders that do the same work, in processes of their own and in
 must agree on a number which only that work gives. Speed is work per processor second of one thread: on a shared machine
 the clock says what others were doing. Ratios are to the case's first contender; above 1 the others are faster.
 
-Writes a table, and below `.plumbline/bench` a JSON file with every figure, the versions and the machine. Earlier files
-stay: they are the history. `ratios.png` beside them shows each case as it came out last.
+Prints a table. Every figure, the versions, the commit and the machine are a line in `.plumbline/bench/train.jsonl` for
+each case, which is the history; `ratios.png` beside it shows each case as it came out last. `//tools/bench:publish`
+writes the documents from it.
 """
 
 import argparse
@@ -15,18 +16,20 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tools.bench.picture import Mark, draw
-from tools.bench.rounds import Spread, machine, ratios, spread, turns
+from tools.bench.kept import RUNS, Kept, Row, append, newest, of_now, parts_table, read, said, table
+from tools.bench.picture import draw, marks, stacks
+from tools.bench.rounds import ratios, spread, turns
 
 PACKAGE = Path("tests/benchmark/speed")
 AGREE_RELATIVE = 1e-4
 """How far contenders' checks may be apart: they sum in another order, and some take another attention."""
+
+
+SHAPES = ("5M", "9M, vocabulary of 32k", "25M")
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,20 @@ class Case:
     """By name, what else it tells and should be at least."""
     also_max: dict[str, float] = field(default_factory=dict)
     """Or at most."""
+    also_ratio_min: dict[str, float | None] = field(default_factory=dict)
+    """By name, what else both tell and are compared by, and the least that the ratio should be; None for any."""
+    by_clock: bool = False
+    """Counts seconds by the clock: where what is waited for is no processor."""
 
     @property
-    def has_target(self) -> bool:
-        """Whether its second contender has any."""
-        return bool(self.speed_min or self.memory_max or self.also_min or self.also_max)
+    def wanted(self) -> dict[str, float]:
+        """What its second contender should reach, by name."""
+        named = {"speed": self.speed_min, "memory": self.memory_max, **self.also_ratio_min}
+        return {name: value for name, value in (named | self.also_min | self.also_max).items() if value is not None}
+
+    def speed(self, gone: "Go") -> float:
+        """Work per second."""
+        return gone.amount / (gone.seconds if self.by_clock else gone.cpu_seconds)
 
 
 CASES = {
@@ -61,28 +73,74 @@ CASES = {
             "tokens",
             speed_min=0.97,
         )
-        for shape in ("5M", "9M, vocabulary of 32k", "25M")
+        for shape in SHAPES
     },
-    "chat 5M": Case(
-        "SFT of a Llama of 5M on ragged conversations, from the file to the last step",
-        {
-            "TRL, packed": ("trl_chat", "sft", "packed", "--shape", "5M"),
-            "plumbline": ("chat", "sft", "--shape", "5M"),
-            "TRL, padded": ("trl_chat", "sft", "padded", "--shape", "5M"),
-        },
-        "tokens",
-        speed_min=1.8,
+    **{
+        f"chat {shape}": Case(
+            f"SFT of a Llama of {shape} on ragged conversations, from the file to the last step",
+            {
+                "TRL, packed": ("trl_chat", "sft", "packed", "--shape", shape),
+                "plumbline": ("chat", "sft", "--shape", shape),
+                "TRL, padded": ("trl_chat", "sft", "padded", "--shape", shape),
+                "plumbline, not packed": ("chat", "sft", "--shape", shape, "--packing", "false"),
+            },
+            "tokens",
+            speed_min=1.8,
+        )
+        for shape in SHAPES
+    },
+    **{
+        f"pairs {shape}": Case(
+            f"DPO of a Llama of {shape}, from the file to the last step",
+            {
+                "TRL, reference precomputed": ("trl_chat", "dpo", "precomputed", "--shape", shape),
+                "plumbline": ("chat", "dpo", "--shape", shape),
+                "TRL, padded": ("trl_chat", "dpo", "padded", "--shape", shape),
+            },
+            "pairs",
+            speed_min=1.8,
+        )
+        for shape in SHAPES
+    },
+    **{
+        f"rewards {shape}": Case(
+            f"GRPO of a Llama of {shape}, from the file to the last step",
+            {"TRL": ("trl_rewarded", "--shape", shape), "plumbline": ("rewarded", "--shape", shape)},
+            "samples",
+            speed_min=1.5,
+            also_ratio_min={"tokens_drawn_per_second": 2.0, "samples_updated_per_second": None},
+        )
+        for shape in SHAPES
+    },
+    **{
+        f"ranks {shape}": Case(
+            f"SFT of a Llama of {shape} on one, two and four ranks that share each batch",
+            {
+                f"{number} rank{'' if number == 1 else 's'}": ("ranks", "--ranks", str(number), "--shape", shape)
+                for number in (1, 2, 4)
+            },
+            "tokens",
+        )
+        for shape in ("5M", "25M")
+    },
+    "read": Case(
+        "conversations read, rendered and tokenized",
+        {"TRL": ("trl_read",), "plumbline": ("read",)},
+        "samples",
     ),
-    "pairs 5M": Case(
-        "DPO of a Llama of 5M, from the file to the last step",
-        {
-            "TRL, reference precomputed": ("trl_chat", "dpo", "precomputed", "--shape", "5M"),
-            "plumbline": ("chat", "dpo", "--shape", "5M"),
-            "TRL, padded": ("trl_chat", "dpo", "padded", "--shape", "5M"),
-        },
-        "pairs",
-        speed_min=1.8,
-    ),
+    **{
+        f"{what} {shape}": Case(
+            f"a checkpoint of a Llama of {shape} {done}, beside as many bytes in one file",
+            {
+                f"plain {what}": ("disk", what, "plain", "--shape", shape),
+                "plumbline": ("disk", what, "toolkit", "--shape", shape),
+            },
+            "bytes by the clock",
+            by_clock=True,
+        )
+        for what, done in {"write": "saved", "read": "resumed from"}.items()
+        for shape in ("25M",)
+    },
     "loss 128k": Case(
         "loss and gradient with a vocabulary of 128 thousand",
         {"all scores at once": ("head", "whole"), "in chunks": ("head", "chunks")},
@@ -144,33 +202,6 @@ class Go:
     versions: dict[str, str]
     also: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def speed(self) -> float:
-        """Work per processor second."""
-        return self.amount / self.cpu_seconds
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the table says of a contender."""
-
-    case: str
-    contender: str
-    unit: str
-    speed: Spread
-    speed_ratio: Spread
-    bytes: Spread
-    memory_ratio: Spread
-    also: dict[str, float]
-    """The middle of each of its other figures."""
-    target: str
-    """`met`, or which it misses; empty if it has none."""
-
-    @property
-    def misses(self) -> bool:
-        """Whether it misses one."""
-        return self.target not in ("", "met")
-
 
 class DisagreeError(Exception):
     """The contenders of a case did not do the same work."""
@@ -207,61 +238,46 @@ def rows(name: str, case: Case, goes: dict[str, list[Go]]) -> list[Row]:
                 )
     made = []
     for contender, each in goes.items():
-        speed_ratio = spread(ratios([one.speed for one in each], [one.speed for one in goes[first]]))
-        memory_ratio = spread(ratios([one.bytes for one in each], [one.bytes for one in goes[first]]))
+        speeds = [case.speed(one) for one in each]
+        speed_ratio = spread(ratios(speeds, [case.speed(one) for one in goes[first]]))
+        memory_ratio = spread(ratios([one.bytes for one in each], [one.bytes or 1 for one in goes[first]]))
+        also_ratio = {
+            key: spread(ratios([one.also[key] for one in each], [one.also[key] for one in goes[first]]))
+            for key in case.also_ratio_min
+        }
         also = {key: statistics.median(one.also[key] for one in each) for key in each[0].also}
         target = ""
-        if contender in others[:1] and case.has_target:
+        if contender in others[:1] and case.wanted:
             missed = []
             if case.speed_min and speed_ratio.median < case.speed_min:
                 missed.append(f"speed below {case.speed_min:.2f}")
             if case.memory_max and memory_ratio.median > case.memory_max:
                 missed.append(f"memory above {case.memory_max:.2f}")
+            missed += [
+                f"{key} below {least:g} times"
+                for key, least in case.also_ratio_min.items()
+                if least is not None and also_ratio[key].median < least
+            ]
             missed += [f"{key} below {least:g}" for key, least in case.also_min.items() if also[key] < least]
             missed += [f"{key} above {most:g}" for key, most in case.also_max.items() if also[key] > most]
             target = ", ".join(missed) or "met"
-        speed, held = spread([one.speed for one in each]), spread([one.bytes for one in each])
-        made.append(Row(name, contender, case.unit, speed, speed_ratio, held, memory_ratio, also, target))
-    return made
-
-
-def said(speed: float) -> str:
-    """Three digits or more."""
-    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.2f}"
-
-
-def table(made: Sequence[Row]) -> str:
-    """As Markdown."""
-    lines = ["| case | contender | per processor second | × | MB | × | also | target |", f"|{'---|' * 8}"]
-    for row in made:
-        cells = [row.case, row.contender, f"{said(row.speed.median)} {row.unit}"]
-        cells += ["{median:.2f} ({min:.2f} to {max:.2f})".format(**asdict(row.speed_ratio))]
-        cells += [f"{row.bytes.median / 1e6:,.0f}", f"{row.memory_ratio.median:.2f}"]
-        cells += [", ".join(f"{key} {value:,.4g}" for key, value in row.also.items()), row.target]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def marks(folder: Path) -> list[Mark]:
-    """Ratios that have a target, each as the newest file in which its case is says, in the order of CASES."""
-    newest: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("train-*.json")):
-        of_case: dict[str, list[dict[str, Any]]] = {}
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            of_case.setdefault(row["case"], []).append(row)
-        newest |= of_case
-    made = []
-    for name, case in CASES.items():
-        if name not in newest:
-            continue
-        first, second, *_ = newest[name]
-        label = f"{name}: {second['contender']} / {first['contender']}"
-        if case.speed_min:
-            made.append(Mark(label, Spread(**second["speed_ratio"]), case.speed_min))
-        if case.memory_max:
-            held = second["memory_ratio"]
-            turned = Spread(1 / held["max"], 1 / held["median"], 1 / held["min"])
-            made.append(Mark(f"{label}, memory", turned, 1 / case.memory_max))
+        held = spread([one.bytes for one in each])
+        wanted = case.wanted if contender in others[:1] else {}
+        made.append(
+            Row(
+                name,
+                contender,
+                case.unit,
+                spread(speeds),
+                speed_ratio,
+                held,
+                memory_ratio,
+                also,
+                target,
+                also_ratio if contender != first else {},
+                wanted,
+            )
+        )
     return made
 
 
@@ -270,45 +286,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds after one warm-up (default: %(default)s)")
     parser.add_argument("--only", action="append", choices=CASES, help="a case; may be given again")
+    parser.add_argument(
+        "--no-warm-up",
+        action="store_true",
+        help="leave out the round that is not counted: each contender but start and save does its work twice anyway",
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds: got {arguments.rounds}; expected 1 or more")
+    workspace = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
     made: list[Row] = []
-    versions: dict[str, str] = {}
-    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    figures: dict[str, dict[str, list[Go]]] = {}
     for name in arguments.only or CASES:
         case = CASES[name]
         print(f"{name}: {case.says}", flush=True)
-
         goes: dict[str, list[Go]] = {contender: [] for contender in case.contenders}
         for number, contender in turns(list(goes), num_rounds=arguments.rounds):
+            if arguments.no_warm_up and not number:
+                continue
             gone = go(case.contenders[contender])
             which = f"round {number}/{arguments.rounds}" if number else "warm-up"
-            print(f"  {which}: {contender}: {said(gone.speed)} {case.unit} per processor second", flush=True)
+            print(f"  {which}: {contender}: {said(case.speed(gone))} {case.unit}", flush=True)
             if number:
                 goes[contender].append(gone)
-        figures[name] = goes
-        made += rows(name, case, goes)
-        versions |= {key: value for each in goes.values() for key, value in each[0].versions.items()}
-    print(f"\n{table(made)}\n")
-    print(", ".join(f"{key} {value}" for key, value in (machine() | versions).items()))
-    folder = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."), ".plumbline/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {
-        "schema": 1,
-        "machine": machine(),
-        "versions": versions,
-        "rows": [asdict(row) for row in made],
-        "goes": {
-            name: {contender: [asdict(each) for each in goes] for contender, goes in of_case.items()}
-            for name, of_case in figures.items()
-        },
-    }
-    path = folder / f"train-{started}.json"
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    draw(marks(folder), folder / "ratios.png")
-    print(f"every figure: {path}; all cases as they came out last: {folder / 'ratios.png'}")
+        of_case = rows(name, case, goes)
+        versions = {key: value for each in goes.values() for key, value in each[0].versions.items()}
+        every = {contender: [asdict(each) for each in gone] for contender, gone in goes.items()}
+        kept = Kept(
+            name,
+            case.says,
+            num_rounds=arguments.rounds,
+            versions=versions,
+            rows=of_case,
+            goes=every,
+            **of_now(workspace),
+        )
+        append(workspace / RUNS, kept)
+        made += of_case
+    print(f"\n{table(made)}\n\n{parts_table(made)}")
+    lines = newest(read(workspace / RUNS), list(CASES))
+    picture = workspace / RUNS.with_name("ratios.png")
+    draw(marks(lines), picture, stacks(lines))
+    print(f"every figure: {workspace / RUNS}; all cases as they came out last: {picture}")
     return 1 if any(row.misses for row in made) else 0
 
 

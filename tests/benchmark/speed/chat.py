@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe", choices=DATA)
     parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--packing", choices=("true", "false"), default="true")
     arguments = parser.parse_args()
     settle()
     with tempfile.TemporaryDirectory() as name:
@@ -34,6 +35,7 @@ def main() -> None:
         ]
         words += ["--device", "cpu", "--num-threads", "1", "--export", "none", "--validation-fraction", "0"]
         words += ["--samples-per-step", str(NUM_SAMPLES), "--tokens-per-rank-max", str(TOKENS_PER_PACK)]
+        words += ["--packing", arguments.packing]
         words += ["--num-epochs", str(NUM_EPOCHS), "--shape", "constant", "--learning-rate-peak", str(RATE)]
         words += [
             "--warmup-fraction",

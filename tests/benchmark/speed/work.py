@@ -6,11 +6,13 @@ threads, seconds by the clock, the most memory that it held, and a check, a numb
 agree on. Without that number a contender could be fast by doing something else.
 """
 
+import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,35 @@ comes after an update, so it also says that gradients are the same."""
 RATE = 1e-4
 
 
+NUM_CHATS = 4000
+"""Conversations to read."""
+
+
+def text_of(random: np.random.Generator, median: int) -> str:
+    """Letters; how many is log-normal."""
+    length = int(np.clip(random.lognormal(np.log(median), 0.8), 4, TOKENS_PER_PACK // 4))
+    return "".join(random.choice(list("etaoin shrdlu "), length))
+
+
+def place_chats(directory: Path) -> None:
+    """Writes `many.jsonl`: conversations of one to four turns."""
+    random = np.random.default_rng(2)
+    chats = []
+    for turns in random.integers(1, 5, NUM_CHATS):
+        pairs = [chat(text_of(random, 60), text_of(random, 110))["messages"] for _ in range(turns)]
+        chats.append({"messages": [message for pair in pairs for message in pair]})
+    write_jsonl(directory / "many.jsonl", chats)
+
+
+def tokens_check(read: Iterable[tuple[Sequence[int], Sequence[float]]]) -> float:
+    """A number that another token, or another weight at one, changes: of token ids and weights of each sample."""
+    digest = hashlib.sha256()
+    for token_ids, weights in read:
+        digest.update(np.array(token_ids, dtype=np.int64).tobytes())
+        digest.update(np.array(weights, dtype=np.float64).tobytes())
+    return float(int.from_bytes(digest.digest()[:6], "big"))
+
+
 def place(directory: Path, shape: str) -> int:
     """Writes a model to `base`, and ragged conversations to `chat.jsonl` and as pairs to `pairs.jsonl`.
 
@@ -96,12 +127,7 @@ def place(directory: Path, shape: str) -> int:
     tokenizer.chat_template = str(tokenizer.chat_template).replace("{{- '\\n' }}\n", "")
     model_of(shape).save_pretrained(directory / "base")
     tokenizer.save_pretrained(directory / "base")
-    random = np.random.default_rng(0)
-
-    def text(median: int) -> str:
-        length = int(np.clip(random.lognormal(np.log(median), 0.8), 4, TOKENS_PER_PACK // 4))
-        return "".join(random.choice(list("etaoin shrdlu "), length))
-
+    text = partial(text_of, np.random.default_rng(0))
     chats = [chat(text(60), text(110)) for _ in range(NUM_SAMPLES)]
     write_jsonl(directory / "chat.jsonl", chats)
     pairs = []

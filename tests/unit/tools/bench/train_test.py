@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench import train
-from tools.bench.picture import Mark
-from tools.bench.rounds import Spread
-from tools.bench.train import Case, DisagreeError, Go, go, rows, table
+from tools.bench.kept import table
+from tools.bench.train import Case, DisagreeError, Go, go, rows
 
 SLOW = Go(amount=100, cpu_seconds=2.0, seconds=3.0, bytes=800, check=1.5, versions={"torch": "2"}, also={"full": 98.0})
 CASE = Case(
@@ -49,7 +48,8 @@ def test_a_missed_target_is_named(changed: dict[str, object], target: str) -> No
     plain, ours = rows("case", CASE, contested(**changed))
     assert (plain.target, ours.target) == ("", target), "it is the second that has targets"
     assert (plain.misses, ours.misses) == (False, target != "met")
-    assert table([ours]).endswith(f" | full {ours.also['full']:g} | {target} |")
+    said = f"**{target}**" if ours.misses else target
+    assert table([ours]).endswith(f" | full {ours.also['full']:g} | {said} |")
 
 
 def test_contenders_that_do_other_work_are_not_compared() -> None:
@@ -78,22 +78,22 @@ def test_a_contender_that_fails_ends_the_run_with_its_words(tmp_path: Path, monk
         go(["a", "way"])
 
 
-def test_a_mark_is_of_the_newest_file_with_its_case_and_memory_is_turned_over(tmp_path: Path) -> None:
-    def row(contender: str, speed: float, memory: float) -> dict[str, object]:
-        spreads = {
-            name: {"min": value / 2, "median": value, "max": value * 2}
-            for name, value in (("speed_ratio", speed), ("memory_ratio", memory))
-        }
-        return {"case": "loss 128k", "contender": contender, **spreads}
+def test_a_figure_that_is_compared_has_its_ratio_and_its_target() -> None:
+    case = replace(CASE, also_min={}, also_max={}, also_ratio_min={"full": 1.02})
+    plain, ours = rows("case", case, contested(also={"full": 100.0}))
+    assert plain.also_ratio == {}
+    assert ours.also_ratio["full"].median == pytest.approx(100 / 98)
+    assert ours.wanted == {"speed": 2.0, "memory": 0.5, "full": 1.02}
+    assert ours.target == "met"
+    (_, missed) = rows("case", case, contested(also={"full": 99.0}))
+    assert missed.target == "full below 1.02 times"
+    (_, any_will_do) = rows("case", replace(case, also_ratio_min={"full": None}), contested(also={"full": 1.0}))
+    assert any_will_do.target == "met"
 
-    for name, speed in (("1", 3.0), ("2", 0.5)):
-        kept = {"rows": [row("whole", 1.0, 1.0), row("chunks", speed, 0.25)]}
-        (tmp_path / f"train-{name}.json").write_text(json.dumps(kept))
-    (tmp_path / "train-3.json").write_text(json.dumps({"rows": []}))
-    speed, memory = train.marks(tmp_path)
-    assert speed == Mark("loss 128k: chunks / whole", Spread(0.25, 0.5, 1.0), 1.0)
-    assert not speed.is_met
-    assert memory == Mark("loss 128k: chunks / whole, memory", Spread(2.0, 4.0, 8.0), 7.0)
+
+def test_where_a_disk_is_waited_for_it_is_the_clock_that_counts() -> None:
+    _, ours = rows("case", replace(CASE, by_clock=True), contested(seconds=6.0))
+    assert ours.speed_ratio.median == 0.5
 
 
 def test_every_case_has_a_program_for_each_contender() -> None:
