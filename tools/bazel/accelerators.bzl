@@ -4,11 +4,12 @@
 #   cards       numbers of cards that a test may ask for; each has a constraint and a pool of its own
 #   config      its word in --config=, and the name of its platforms
 #   device      torch's name for it; ROCm builds of torch say `cuda` too
-#   device_files  what a container is handed, where no runtime of the maker's does that
+#   device_files  what a process needs of /dev; `*` stands for any numbers and names
 #   hidden      variables that keep its cards from a test of the cpu, on whose machine they may be
 #   lock        the wheels, from the root
 #   memory_gib  what a card must have at least
 #   resource    what a pod of Kubernetes asks for, by the maker's device plugin
+#   runtime     what hands cards to a container, where the maker has such a thing; else its device files are
 #   torch       the field of torch.version that its build of torch sets
 #   visible     the variable by which a process is given some of the cards
 ACCELERATORS = {
@@ -22,6 +23,7 @@ ACCELERATORS = {
         meaning = "no accelerator; runs anywhere",
         memory_gib = 0,
         resource = "",
+        runtime = "",
         torch = "",
         visible = "",
     ),
@@ -35,6 +37,7 @@ ACCELERATORS = {
         meaning = "an AMD GPU with ROCm",
         memory_gib = 15,
         resource = "amd.com/gpu",
+        runtime = "",
         torch = "hip",
         visible = "ROCR_VISIBLE_DEVICES",
     ),
@@ -48,6 +51,7 @@ ACCELERATORS = {
         meaning = "an Intel GPU with oneAPI",
         memory_gib = 15,
         resource = "gpu.intel.com/xe",
+        runtime = "",
         torch = "xpu",
         visible = "ZE_AFFINITY_MASK",
     ),
@@ -55,12 +59,13 @@ ACCELERATORS = {
         cards = [1, 4],
         config = "cuda",
         device = "cuda",
-        device_files = [],
+        device_files = ["/dev/nvidia*"],
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_cuda.txt",
         meaning = "an NVIDIA GPU with CUDA",
         memory_gib = 15,
         resource = "nvidia.com/gpu",
+        runtime = "nvidia",
         torch = "cuda",
         visible = "CUDA_VISIBLE_DEVICES",
     ),
@@ -78,7 +83,7 @@ TIERS = {
 # Tags that a BUILD file may add by hand; the macros add tier, accelerator and `multi-gpu` themselves.
 TAGS = {
     "manual": "left out of `...`: run by name, or by another test",
-    "material": "for another test to run, or a bench to time: proves nothing by passing, and no lane of CI need run it",
+    "material": "for another test to run, a bench to time, or a cluster to carry: proves nothing of the code by passing, and no lane of CI need run it",
 }
 
 def tag_error(tags):
@@ -143,6 +148,46 @@ def pools():
         for accelerator, row in ACCELERATORS.items()
         for cards in row.cards or [0]
     }
+
+def route_error(accelerators, route):
+    """What is wrong with a pool that a test is sent to to show the way.
+
+    Args:
+        accelerators: what the test runs on.
+        route: the pool; none if it is empty.
+
+    Returns:
+        A message with advice, or None.
+    """
+    if not route:
+        return None
+    if route not in pools() or not pools()[route].cards:
+        return "route: {}; expected one of {}".format(repr(route), ", ".join([name for name, each in pools().items() if each.cards]))
+    if accelerators != ["cpu"]:
+        return "route: {} of a test for {}; expected one of the cpu. hint: a test for cards goes to their pool by itself".format(repr(route), ", ".join(accelerators))
+    return None
+
+def farm_fingerprints(farm, accelerators):
+    """What the results of a farm's accelerators are filed under.
+
+    Args:
+        farm: parts with `;` between them: `gpu-amd=KIND` for each accelerator whose cards are named, as a worker says it,
+            so that the runner compares; and a word for all others, which is theirs to change when their cards change.
+        accelerators: those that have cards.
+
+    Returns:
+        A dict from each accelerator to its kind of card, or to `farm:` and the word.
+    """
+    named, word = {}, []
+    for part in farm.split(";"):
+        accelerator, said, kind = part.partition("=")
+        if said and accelerator.strip() not in accelerators:
+            fail("PLUMBLINE_FARM: {}: expected some of {}, or a word without =".format(repr(part), ", ".join(list(accelerators))))
+        if said:
+            named[accelerator.strip()] = kind.strip()
+        else:
+            word.append(part.strip())
+    return {each: named.get(each, "farm:" + " ".join(word)) for each in accelerators}
 
 def cards_error(accelerators, cards):
     """What is wrong with a number of cards.

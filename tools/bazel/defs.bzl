@@ -2,7 +2,7 @@
 
 load("@plumbline_host//:cards.bzl", "FINGERPRINTS")
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
-load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "cards_error", "pool_of", "tag_error", "tier_of")
+load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "cards_error", "pool_of", "pools", "route_error", "tag_error", "tier_of")
 load("//tools/bazel:closure.bzl", _closure = "closure")
 
 closure = _closure
@@ -68,7 +68,7 @@ def py_binary(name, srcs, deps = [], tags = [], **kwargs):
     main = kwargs.pop("main", srcs[0])
     _py_binary(name = name, srcs = srcs, deps = deps, imports = _root(), main = main, tags = tags + ["cpu"], **kwargs)
 
-def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], deps = [], env = {}, requires = [], size = "small", tags = [], visibility = [], **kwargs):
+def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], deps = [], env = {}, requires = [], route = "", size = "small", tags = [], visibility = [], **kwargs):
     """Runs pytest on exactly the listed files: one target for each accelerator.
 
     The cpu target has the given name, another accelerator's is `<name>.<accelerator>`: it is skipped where the platform
@@ -84,13 +84,15 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
         deps: what they import directly; pytest itself is there.
         env: more environment variables; `$(rootpath ...)` is expanded.
         requires: more constraint values that must hold, or the target is skipped as incompatible.
+        route: a pool of cards that a test of the cpu is sent to: it shows the way there, where the pool is simulated, and
+            fails anywhere else.
         size: small (60 s), medium (5 min) or large (15 min).
         tags: from the closed set in accelerators.bzl.
         visibility: who may see it beside other tests, of which some run it: planted bugs need a guard.
         **kwargs: shard_count and timeout, as everywhere.
     """
     tier = tier_of(native.package_name())
-    _refuse(name, tag_error(tags) or accelerator_error(accelerators) or cards_error(accelerators, cards))
+    _refuse(name, tag_error(tags) or accelerator_error(accelerators) or cards_error(accelerators, cards) or route_error(accelerators, route))
     _refuse(name, None if srcs else "srcs: empty. hint: name the test files")
     _refuse(name, None if tier else "no tier for a test in this package. hint: move it below //tests/<tier>, or //tools/lint")
     for accelerator in accelerators:
@@ -110,21 +112,22 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
                 "PLUMBLINE_CARD_GIB": str(row.memory_gib),
                 # In the key of a result, so that a pass on one model of card or driver is not shown for another.
                 "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
+                "PLUMBLINE_POOL": pool,
                 "PLUMBLINE_TORCH": row.torch,
                 "PLUMBLINE_VISIBLE": row.visible,
-            } if row.cards else {}) | env | (_hidden() if not row.cards else {}),
+            } if row.cards else {}) | ({"PLUMBLINE_ROUTE": route} if route else {}) | env | (_hidden() if not row.cards else {}),
             # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
-            exec_properties = {"test.Pool": pool} if row.cards else {},
+            exec_properties = {"test.Pool": route or pool} if route or row.cards else {},
             imports = _root(),
             main = _RUNNER,
             # A report on a skipped target says why from its tags: Bazel's own event names the target and no constraint.
-            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + (["multi-gpu"] if row.cards and cards > 1 else []) + [
+            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + (["multi-gpu"] if row.cards and cards > 1 else []) + (["route:" + route] if route else []) + [
                 "needs:" + each.split("//")[0].removeprefix("@plumbline_")
                 for each in requires
             ],
             target_compatible_with = requires + (["//tools/bazel:" + pool] if row.cards else []),
             visibility = visibility + ["//tests:__subpackages__"],
-            deps = deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if row.cards else []) if dep not in deps],
+            deps = deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if route or row.cards else []) if dep not in deps],
             **kwargs
         )
 
@@ -221,3 +224,34 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
             suites["full.{}".format(part + 1)] = every[part::_PARTS]
     for suite, tests in suites.items():
         native.test_suite(name = suite, tags = ["manual"], tests = tests)
+
+def smoke_routes(name, srcs, cells, data = [], deps = []):
+    """Some cells of the cpu, sent to each pool of cards of a local cluster: `<name>.<pool>.<cell>`, and `<name>` for all.
+
+    They are the real cells, with the cpu's wheels: a model is trained, killed and resumed on the pool's worker. What they
+    prove is that a test goes where its pool says and runs there, and of a card nothing, which their verdicts say. On a
+    worker that has cards, or anywhere but on one of that pool, they fail. All are manual, for they need a cluster.
+
+    Args:
+        name: first part of every name, and the suite of all.
+        srcs: the test file, which finds in PLUMBLINE_CELL which cell it is to run.
+        cells: names of cells of the cpu.
+        data: files that the tests read.
+        deps: what they import directly.
+    """
+    _refuse(name, None if cells else "cells: empty. hint: name a pair of the cpu's")
+    tests = []
+    for pool, each in pools().items():
+        for cell in cells if each.cards else []:
+            py_test(
+                name = "{}.{}.{}".format(name, pool, cell),
+                size = "large",
+                srcs = srcs,
+                data = data,
+                env = {"PLUMBLINE_CELL": cell},
+                route = pool,
+                tags = ["manual", "material"],
+                deps = deps,
+            )
+            tests.append(":{}.{}.{}".format(name, pool, cell))
+    native.test_suite(name = name, tags = ["manual"], tests = tests)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import sys
+from collections.abc import MutableMapping
 
 # One thread pool per library would multiply; each reads its own variable, once, when it is first imported.
 THREAD_VARIABLES = (
@@ -22,6 +23,8 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+# Beginnings of the names of what Bazel's scripts and Python's are told of places.
+OF_BAZEL = ("TEST_", "RUNFILES_", "JAVA_RUNFILES", "PYTHON", "XML_")
 CACHE_VARIABLES = (
     "HF_HOME",
     "TORCH_HOME",
@@ -30,6 +33,18 @@ CACHE_VARIABLES = (
     "XDG_CACHE_HOME",
     "MPLCONFIGDIR",
 )
+
+
+def straighten(environment: MutableMapping[str, str], path: list[str]) -> None:
+    """Makes `//folder` `/folder` in Bazel's variables and where modules are found.
+
+    A worker's root may be the action's own directory. Bazel's scripts put a slash behind it, and Python, pathlib and so
+    pytest take what begins with two for another place than what begins with one.
+    """
+    for name, value in list(environment.items()):
+        if value.startswith("//") and name != "TEST_TARGET" and name.startswith(OF_BAZEL):
+            environment[name] = os.pathsep.join(f"/{each.lstrip('/')}" for each in value.split(os.pathsep))
+    path[:] = [f"/{each.lstrip('/')}" if each.startswith("//") else each for each in path]
 
 
 def settle_environment(scratch: pathlib.Path, cpus: int) -> None:

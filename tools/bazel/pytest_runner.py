@@ -9,7 +9,6 @@ machine with it fails before anything is collected, with an exit code of its own
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
 import os
@@ -20,7 +19,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tools.bazel.hermetic import seed_everything, settle_environment
+from tools.bazel.hermetic import seed_everything, settle_environment, straighten
 
 OUR_OWN = ("training", "tests", "tools")
 
@@ -111,22 +110,49 @@ def pytest_options(environment: dict[str, str], scratch: pathlib.Path) -> list[s
 def wrong_machine() -> str | None:
     """What this machine lacks of what the test asks for; None if nothing, and then its cards are this process's alone.
 
-    A test for the cpu asks for nothing, and brings no code that would look.
+    A test for the cpu asks for nothing, and brings no code that would look, unless it is to show the way to a pool.
     """
-    if os.environ.get("PLUMBLINE_ACCELERATOR", "cpu") == "cpu":
+    route = os.environ.get("PLUMBLINE_ROUTE", "")
+    if os.environ.get("PLUMBLINE_ACCELERATOR", "cpu") == "cpu" and not route:
         return None
-    from tools.devices.check import LEASED, asked_in, place, problem
-    from tools.devices.detect import devices
-    from tools.devices.lease import TooFewError, lease_for_this_process
+    from tools.devices.check import place
 
+    here = place()
+    reason = wrong_route(route) if route else wrong_cards()
+    return reason and reason.replace(". hint:", f"{here.sentence if here else ''}. hint:", 1)
+
+
+def wrong_route(pool: str) -> str | None:
+    """Why a test of the cpu does not show the way to a simulated pool; None if it does, and then it says so."""
+    from tools.devices.check import only_the_route, place
+
+    try:
+        os.environ["PLUMBLINE_ROUTED"] = only_the_route(pool, place())
+    except LookupError as error:
+        return str(error)
+    print(os.environ["PLUMBLINE_ROUTED"], flush=True)
+    return None
+
+
+def wrong_cards() -> str | None:
+    """What this machine lacks of the cards that the test asks for; None if nothing, and then they are leased."""
+    from tools.devices.check import LEASED, asked_in, astray, place, problem
+    from tools.devices.detect import devices
+    from tools.devices.lease import LeaseError, TooFewError, lease_for_this_process
+
+    asked = asked_in(os.environ)
+    if reason := astray(os.environ.get("PLUMBLINE_POOL", ""), asked.hardware, place()):
+        return reason
     found = devices()
-    # Of too few, the check below says more.
-    with contextlib.suppress(TooFewError):
+    try:
         lease_for_this_process(found)
+    except TooFewError:
+        pass  # The check below says more.
+    except LeaseError as error:
+        return str(error)
     torch = importlib.util.find_spec("torch")
     version = pathlib.Path(torch.origin).with_name("version.py") if torch and torch.origin else None
-    reason = problem(asked_in(os.environ), found, os.environ.get(LEASED), version)
-    return reason and reason.replace(". hint:", f"{place()}. hint:")
+    return problem(asked, found, os.environ.get(LEASED), version)
 
 
 def report_infrastructure(reason: str) -> int:
@@ -147,6 +173,7 @@ def report_infrastructure(reason: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Runs the files before `--` with the pytest options after it; returns the exit code."""
+    straighten(os.environ, sys.path)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     files, extra = arguments[:at], arguments[at + 1 :]
     scratch = pathlib.Path(os.environ.get("TEST_TMPDIR") or tempfile.mkdtemp(prefix="plumbline-test-"))

@@ -33,7 +33,7 @@ CI = ".ci/run"
 CPU = "cpu"
 UNRESOLVED = "# Not resolved yet"
 """How a lock begins that nobody has resolved: without its wheels Bazel cannot say what a test of it would do."""
-MADE_TAGS = {"multi-gpu", "cpu:", "needs:", "__PYTHON_RULES_MIGRATION_DO_NOT_USE_WILL_BREAK__"}
+MADE_TAGS = {"multi-gpu", "cpu:", "needs:", "route:", "__PYTHON_RULES_MIGRATION_DO_NOT_USE_WILL_BREAK__"}
 """What macros add beside tier and accelerator, the last one rules_python's: whole words, and beginnings that end in a
 colon."""
 
@@ -214,10 +214,10 @@ def astray(
 
 
 def pool_for(target: Target, names: Mapping[str, Any]) -> str:
-    """The pool whose machines have what a test looks for."""
+    """The pool whose machines have what a test looks for, or to which it is to show the way."""
     (accelerator,) = target.tags & names["ACCELERATORS"].keys()
     pool: str = names["pool_of"](accelerator, target.num_cards)
-    return pool
+    return next((tag.removeprefix("route:") for tag in target.tags if tag.startswith("route:")), pool)
 
 
 def _bazel(*words: str, root: Path) -> str:

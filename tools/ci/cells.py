@@ -103,10 +103,14 @@ class Verdict:
     replay: str
     versions: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
+    route: str = ""
+    """Of a cell of the cpu that was sent to a simulated pool of cards: what that proves, and that is not the cell."""
 
     @property
     def problem(self) -> str:
         """Why this verdict proves nothing, or an empty string. The status is believed only where the claims bear it."""
+        if self.route:
+            return self.route
         broken = [claim for claim in self.claims if not claim.holds]
         if broken:
             more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
@@ -189,6 +193,7 @@ def parse_verdict(raw: bytes | str, where: str) -> Verdict:
         replay=_take(record, "replay", str, where),
         versions=_take(record, "versions", dict, where),
         hardware=_take(record, "hardware", dict, where),
+        route=str(record.get("route") or ""),
     )
 
 

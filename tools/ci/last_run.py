@@ -109,7 +109,7 @@ def _outcomes(build: Build, results: list[Result], matrix: list[Path]) -> list[O
     verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
     known = {cell.key: cell for cell in cells}
     for result in list(results):
-        for verdict in _verdicts(result):
+        for verdict in filter(lambda each: not each.route, _verdicts(result)):
             verdicts[verdict.cell.key].append(verdict)
             if not cells:
                 known[verdict.cell.key] = verdict.cell

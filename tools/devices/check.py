@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.devices.detect import Device, fingerprint
+from tools.devices.detect import Device, fingerprint, kind
 
 EXIT_CODE = 69
 """EX_UNAVAILABLE: a service that was needed is not there."""
@@ -73,10 +73,11 @@ def problem(asked: Asked, found: list[Device], leased: str | None, torch_version
             f"memory: {small[0].memory_bytes / GIB:.1f} GiB on {small[0].name}; expected {asked.card_gib} or more. "
             "hint: memory_gib in tools/bazel/accelerators.bzl"
         )
-    if not asked.hardware.startswith(FARM) and asked.hardware != fingerprint(every):
+    strangers = [each for each in own if kind(each) != asked.hardware]
+    if strangers and not asked.hardware.startswith(FARM):
         return (
-            f"hardware: {fingerprint(every)}; expected {asked.hardware or 'none'}, where a result would be filed. "
-            "hint: ./bazelw shutdown, so that the cards are looked at again"
+            f"hardware: {fingerprint(strangers)}; expected {asked.hardware or 'none'}, where a result would be filed. "
+            "hint: ./bazelw shutdown, so that the cards are looked at again, or what PLUMBLINE_FARM says of a farm's"
         )
     if torch_version is not None and not _field(torch_version, asked.torch):
         return (
@@ -86,13 +87,82 @@ def problem(asked: Asked, found: list[Device], leased: str | None, torch_version
     return None
 
 
-def place(marker: Path = MARKER) -> str:
-    """Where a farm has sent this test, as the end of a sentence; nothing on a machine that is no worker of ours."""
+@dataclass(frozen=True)
+class Place:
+    """What a worker says of itself to the actions that come to it."""
+
+    pool: str
+    simulated: bool
+    """Whether it stands for cards that it does not have."""
+    hardware: str
+    """The kind of its cards, or ""."""
+
+    def text(self) -> str:
+        """The file MARKER of such a worker."""
+        lines = [
+            self.pool,
+            *(["simulated"] if self.simulated else []),
+            *([f"{_HARDWARE}{self.hardware}"] * bool(self.hardware)),
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
+    @property
+    def sentence(self) -> str:
+        """The same, as the end of a sentence."""
+        note = ", which is simulated: it proves the route and no hardware" if self.simulated else ""
+        return f"; on a worker of pool {self.pool}{f' with {self.hardware}' if self.hardware else ''}{note}"
+
+
+_HARDWARE = "hardware "
+
+
+def place(marker: Path = MARKER) -> Place | None:
+    """Where a farm has sent this test; None on a machine that is no worker of ours."""
     if not marker.is_file():
-        return ""
-    pool, *simulated = marker.read_text(encoding="utf-8").split()
-    note = ", which is simulated: it proves the route and no hardware" if simulated else ""
-    return f"; on a worker of pool {pool}{note}"
+        return None
+    pool, *lines = marker.read_text(encoding="utf-8").splitlines()
+    hardware = [line.removeprefix(_HARDWARE) for line in lines if line.startswith(_HARDWARE)]
+    return Place(pool, "simulated" in lines, "".join(hardware))
+
+
+def astray(pool: str, hardware: str, here: Place | None) -> str | None:
+    """How the worker that this test came to differs from the one that it was sent to, or None.
+
+    Args:
+        pool: which its target names; any if it is empty.
+        hardware: the kind of card that its result is filed under; any if it is empty, or a farm's and not named.
+        here: what the worker says of itself; None on a machine that is no worker of ours.
+    """
+    if here is None:
+        return None
+    if pool and here.pool != pool:
+        return f"pool: {here.pool}; expected {pool}. hint: ./bazelw run //tools/pools:routes"
+    if here.hardware and hardware and not hardware.startswith(FARM) and here.hardware != hardware:
+        return (
+            f"hardware: the worker has {here.hardware}; expected {hardware}, where a result would be filed. "
+            "hint: what PLUMBLINE_FARM says of the farm's cards"
+        )
+    return None
+
+
+def only_the_route(pool: str, here: Place | None) -> str:
+    """What a test of the cpu shows that was sent to a pool of cards without cards, or why it shows nothing.
+
+    Raises:
+        LookupError: it did not come to a worker of that pool, or to one that has cards.
+    """
+    if here is None or here.pool != pool:
+        came = here.sentence.removeprefix("; on ") if here else "no worker of a pool"
+        raise LookupError(
+            f"route: came to {came}; expected a worker of pool {pool}. "
+            "hint: --config=remote, and ./bazelw run //tools/pools:up"
+        )
+    if not here.simulated:
+        raise LookupError(
+            f"route: the worker of pool {pool} has cards; expected a simulated one. "
+            "hint: the cells of that accelerator prove more"
+        )
+    return f"routing only, no card: a test of the cpu, on a worker of pool {pool}, which is simulated"
 
 
 def _field(file: Path, name: str) -> str | None:

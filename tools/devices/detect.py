@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MIB = 1024**2
+GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def _amd(root: Path, _search: str) -> Iterator[Device]:
         )
         unique = int(said.get("unique_id", 0))
         identity = f"GPU-{unique:016x}" if unique else _pci_of_location(said)
-        yield Device("gpu-amd", identity, _text(file.parent / "name").strip() or "AMD", memory, driver)
+        # Cards of one architecture share its name, gfx942; the number on the bus tells an MI300X from an MI325X.
+        name = f"{_text(file.parent / 'name').strip() or 'AMD'} {int(said.get('device_id', 0)):#06x}"
+        yield Device("gpu-amd", identity, name, memory, driver)
 
 
 def _pci_of_location(said: dict[str, str]) -> str:
@@ -129,36 +132,61 @@ def _text(file: Path) -> str:
         return ""
 
 
+def kind(card: Device) -> str:
+    """Model, memory and driver of a card: what a result was made on, as far as it can change the result."""
+    return f"{card.name}, {card.memory_bytes / GIB:.0f} GiB, driver {card.driver}"
+
+
+def of_one_kind(cards: list[Device]) -> list[Device]:
+    """The cards that tests of one accelerator run on: of several kinds, that of the most cards, then of most memory.
+
+    A result is filed under the kind of card that it was made on, so no test may have now one and now another.
+    """
+    counts = Counter(kind(each) for each in cards)
+    chosen = max(cards, key=lambda each: (counts[kind(each)], each.memory_bytes, kind(each)), default=None)
+    return [each for each in cards if chosen and kind(each) == kind(chosen)]
+
+
 def fingerprint(cards: list[Device]) -> str:
-    """Models and drivers of some cards in a word: what a result was made on, as far as it can change the result."""
-    kinds = sorted({f"{each.name}, driver {each.driver}" for each in cards})
-    return "; ".join(kinds)
+    """The one kind that some cards of an accelerator are used as, or ""."""
+    return next((kind(each) for each in of_one_kind(cards)), "")
 
 
 def default(cards: list[Device], resolved: Collection[str]) -> str:
     """The accelerator whose tests run where nobody names one: of those with a torch, that of the most cards, or ""."""
-    counts = Counter(each.accelerator for each in cards if each.accelerator in resolved)
+    counts = {name: len(own) for name, own in by_accelerator(cards).items() if name in resolved}
     return min(counts, key=lambda each: (-counts[each], each), default="")
+
+
+def by_accelerator(cards: list[Device]) -> dict[str, list[Device]]:
+    """Accelerator -> its cards of the one kind that is used."""
+    return {
+        name: of_one_kind([each for each in cards if each.accelerator == name])
+        for name in sorted({each.accelerator for each in cards})
+    }
 
 
 def hint(cards: list[Device], resolved: Collection[str]) -> str:
     """What to do about cards that no test can run on, or ""."""
     idle = sorted({each.accelerator for each in cards} - set(resolved))
-    return f"cards of {', '.join(idle)}, and no lock with a torch for them. hint: docs/pools.md" if idle else ""
+    told = [f"cards of {', '.join(idle)}, and no lock with a torch for them. hint: docs/pools.md"] if idle else []
+    used = by_accelerator(cards)
+    for other in sorted({kind(each) for each in cards if each not in used[each.accelerator]}):
+        told.append(f"cards that no test is given: {other}; the results of a machine are of one kind of card")
+    return "; ".join(told)
 
 
 def main(resolved: list[str]) -> int:
     """Prints the cards, a fingerprint for each accelerator, and which one is the default."""
     found = devices()
+    used = by_accelerator(found)
     print(
         json.dumps(
             {
                 "cards": [asdict(each) for each in found],
+                "counts": {name: len(own) for name, own in used.items()},
                 "default": default(found, resolved),
-                "fingerprints": {
-                    each: fingerprint([card for card in found if card.accelerator == each])
-                    for each in sorted({card.accelerator for card in found})
-                },
+                "fingerprints": {name: fingerprint(own) for name, own in used.items()},
                 "hint": hint(found, resolved),
             }
         )

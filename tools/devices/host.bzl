@@ -1,7 +1,7 @@
 """@plumbline_host: which accelerator cards this machine has, for platforms and for the keys of cached results."""
 
 load("@plumbline_rules_python//:wheels.bzl", "PYTHON")
-load("//tools/bazel:accelerators.bzl", "ACCELERATORS")
+load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "farm_fingerprints")
 
 _BZL = """\
 \"\"\"What tools/devices/detect.py found.\"\"\"
@@ -19,9 +19,9 @@ FINGERPRINTS = {fingerprints}
 def _host_repository_impl(rctx):
     farm = rctx.os.environ.get("PLUMBLINE_FARM")
     if farm:
-        # The cards are elsewhere. A pool that the farm lacks is refused by it, by name; what its cards are, only it can say.
+        # The cards are elsewhere. A pool that the farm lacks is refused by it, by name; what its cards are is what this says, if it does.
         cards = {accelerator: max(row.cards) for accelerator, row in ACCELERATORS.items() if row.cards}
-        fingerprints = {accelerator: "farm:" + farm for accelerator in cards}
+        fingerprints = farm_fingerprints(farm, cards)
         default = ""
     else:
         resolved = [
@@ -37,7 +37,7 @@ def _host_repository_impl(rctx):
         default = found["default"]
         if found["hint"]:
             print(found["hint"])  # buildifier: disable=print
-        cards = {accelerator: len([card for card in found["cards"] if card["accelerator"] == accelerator]) for accelerator in fingerprints}
+        cards = found["counts"]
     rctx.file("BUILD.bazel", "")
     rctx.file("cards.bzl", _BZL.format(cards = repr(cards), default = repr(default), fingerprints = repr(fingerprints)))
 

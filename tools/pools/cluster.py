@@ -6,26 +6,26 @@
     ./bazelw run //tools/pools:down      stops it; what is stored stays
     ./bazelw run //tools/pools:cache     a cache by HTTP alone, for machines that run their actions themselves
 
-Its workers hand no card in. Their pools of cards prove that a test goes where it should, not that it runs there: the
-test says itself that the card is missing, and fails as infrastructure.
+Where this machine has the cards of a pool, its worker hands them in. Elsewhere the pool is simulated: it proves that a
+test goes where it should, not that it runs there. A test for cards says itself that they are missing, and fails as
+infrastructure.
 """
 
 import argparse
 import getpass
-import hashlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-from tools.pools import supervisor
+from tools.devices import lease
+from tools.devices.detect import by_accelerator, devices
+from tools.pools import store, supervisor
 from tools.pools.door import DoorError, make_keys
 from tools.pools.engine import EngineError, cache, engine, interpreter, say
+from tools.pools.jobs import registered
 from tools.pools.services import (
     Layout,
     Worker,
@@ -60,12 +60,14 @@ def fail(text: str) -> int:
 
 def up(arguments: argparse.Namespace) -> int:
     """Starts the cluster in the background, and waits until it can be used."""
+    names = starlark((workspace() / TABLE).read_text(encoding="utf-8"))
+    cards = by_accelerator(devices())
     try:
-        rows = workers(
-            starlark((workspace() / TABLE).read_text(encoding="utf-8"))["pools"](), arguments.pools, arguments.cpus
-        )
+        rows = workers(names, arguments.pools, arguments.cpus, cards=cards, each=arguments.workers)
     except ValueError as error:
         return fail(str(error))
+    # An action cannot write where they are.
+    lease.prepare([card for own in cards.values() for card in own])
     return _start(arguments, rows)
 
 
@@ -107,40 +109,15 @@ def _start(arguments: argparse.Namespace, rows: list[Worker]) -> int:
     write_configurations(layout, rows, getpass.getuser() if os.geteuid() == 0 else "")
     if rows:
         mounts = system_mounts(Path("/"), interpreter().parent.parent)
-        kept = supervisor.Supervisor(layout, services(layout), [worker_service(layout, row, mounts) for row in rows])
+        processes = [worker_service(layout, row, mounts) for row in rows]
+        pools = list(dict.fromkeys(row.pool for row in rows))
+        kept = supervisor.Supervisor(layout, services(layout), processes, pools)
     else:
-        make_room(layout.store, int(layout.store_gib * 2**30))
-        kept = supervisor.Supervisor(layout, [nginx(layout)], [])
+        store.make_room(layout.store, int(layout.store_gib * 2**30))
+        kept = supervisor.Supervisor(layout, [nginx(layout)], [], [])
     _in_background(kept, state)
     os.close(held)
     return _await(state, layout, rows, started)
-
-
-def make_room(store: Path, bytes_max: int) -> None:
-    """Removes objects that were asked for least lately from a cache by HTTP, until a quarter of its room is free.
-
-    Nothing does so while it runs: nginx removes nothing.
-    """
-    found = sorted(
-        (
-            (max(told.st_atime, told.st_mtime), told.st_size, file)
-            for file in _http_objects(store)
-            if (told := file.stat())
-        ),
-        reverse=True,
-    )
-    kept = 0
-    if sum(size for _, size, _ in found) <= bytes_max:
-        return
-    for _, size, file in found:
-        kept += size
-        if kept > bytes_max * 0.75:
-            file.unlink()
-
-
-def _http_objects(store: Path) -> Iterator[Path]:
-    for kind in ("ac", "cas"):
-        yield from (store / kind).glob("*")
 
 
 def _in_background(cluster: supervisor.Supervisor, state: Path) -> None:
@@ -162,8 +139,15 @@ def _in_background(cluster: supervisor.Supervisor, state: Path) -> None:
 
 def _await(state: Path, layout: Layout, rows: list[Worker], started: float) -> int:
     said: set[str] = set()
-    while time.monotonic() - started < UP_SECONDS_MAX:
+    since = started
+    while time.monotonic() - since < UP_SECONDS_MAX:
         told = supervisor.read(state)
+        if told and told.phase == "checking":
+            if "checking" not in said:
+                say("looking whether every stored object is what it was")
+                said.add("checking")
+            # As long as the store is large.
+            since = time.monotonic()
         for name in told.services if told else ():
             if name not in said and not name.startswith("worker-"):
                 say(f"{name} starts")
@@ -175,30 +159,6 @@ def _await(state: Path, layout: Layout, rows: list[Worker], started: float) -> i
             return _report(state)
         time.sleep(0.1)
     return fail(f"not up after {UP_SECONDS_MAX} s. hint: logs are in {state / 'logs'}; ./bazelw run //tools/pools:down")
-
-
-def registered(layout: Layout) -> dict[str, int]:
-    """Worker -> number of its actions, as the scheduler knows them."""
-    query = (
-        "select bot_id, (select count(*) from jobs where worker_name = bot_id and stage = 3) "
-        "from bots where expiry_time is null or expiry_time > now() at time zone 'utc'"
-    )
-    command = [
-        layout.postgres("psql"),
-        "-h",
-        str(layout.sockets),
-        "-U",
-        "plumbline",
-        "-d",
-        "plumbline",
-        "-XAtF",
-        " ",
-        "-c",
-    ]
-    done = subprocess.run([*command, query], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {}
-    return {name: int(busy) for name, busy in (line.split() for line in done.stdout.splitlines())}
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -222,51 +182,35 @@ def _report(state: Path) -> int:
     if not rows:
         return 0
     print(f"{'pool':<16} {'workers':>7} {'slots':>6} {'busy':>5}")
-    for row in rows:
-        present = row.name in found
-        note = "  simulated: proves routing, no hardware" if row.simulated else ""
-        print(f"{row.pool:<16} {int(present):>7} {row.slots if present else 0:>6} {found.get(row.name, 0):>5}{note}")
+    for pool in dict.fromkeys(row.pool for row in rows):
+        own = [row for row in rows if row.pool == pool]
+        present = [row for row in own if row.name in found]
+        note = "  simulated: proves routing, no hardware" if own[0].simulated else f"  {own[0].hardware}".rstrip()
+        slots, busy = sum(row.slots for row in present), sum(found[row.name] for row in present)
+        print(f"{pool:<16} {len(present):>7} {slots:>6} {busy:>5}{note}")
+    if told.num_damaged:
+        print(f"removed   {told.num_damaged} damaged objects of the store; {state / 'logs/supervisor.log'} has them")
     restarted = {name: each["restarts"] for name, each in told.services.items() if each["restarts"]}
     for name, times in restarted.items():
         print(f"restarted {name}, {times} times; it may say why in {state / 'logs' / (name + '.log')}")
-    if absent := [row.pool for row in rows if row.name not in found]:
+    if absent := [row.name for row in rows if row.name not in found]:
+        log = state / "logs" / f"{absent[0]}.log"
         return fail(
-            f"no worker in {', '.join(absent)}; expected one each. hint: one that was killed is back in half a minute"
+            f"no {', '.join(absent)}; expected all of them. "
+            f"hint: one that was killed is back in half a minute, else {log} says why not"
         )
     return 0
-
-
-def objects(store: Path) -> Iterator[Path]:
-    """Every object that casd keeps: a file named by the digest of its bytes, below a folder of its first two digits."""
-    for folder in sorted((store / "cas/objects").glob("[0-9a-f][0-9a-f]")):
-        yield from sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def damaged(file: Path) -> bool:
-    """Whether an object is not what its name says."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() != file.parent.name + file.name.partition(".")[0]
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Compares every object with its digest: a worker believes the store, and would run a test on damaged files."""
     started = time.monotonic()
-    count = Counter[str]()
-    for file in objects(arguments.state / "store"):
-        try:
-            wrong, size = damaged(file), file.stat().st_size
-        except FileNotFoundError:
-            continue  # Dropped for room in the meantime.
-        count["objects"] += 1
-        count["bytes"] += size
-        if wrong:
-            count["damaged"] += 1
-            print(f"{file}: its bytes have another digest" + (", removed" if arguments.remove else ""))
-            if arguments.remove:
-                file.unlink()
-    seconds = time.monotonic() - started
-    say(f"{count['objects']} objects, {count['bytes'] / 2**30:.2f} GiB, {count['damaged']} damaged ({seconds:.1f} s)")
-    if count["damaged"] and not arguments.remove:
+    found = store.check(arguments.state / "store", remove=arguments.remove)
+    for file in found.damaged:
+        print(f"{file}: its bytes have another digest" + (", removed" if arguments.remove else ""))
+    seconds, num_damaged = time.monotonic() - started, len(found.damaged)
+    say(f"{found.num_objects} objects, {found.num_bytes / 2**30:.2f} GiB, {num_damaged} damaged ({seconds:.1f} s)")
+    if found.damaged and not arguments.remove:
         return fail("damaged objects. hint: `-- --remove`, and Bazel makes them again")
     return 0
 
@@ -318,6 +262,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cpus", type=int, default=os.cpu_count() or 1, help="actions of the cpu's at a time (default: %(default)s)"
     )
+    parser.add_argument("--workers", type=int, default=1, help="of each pool (default: %(default)s)")
     parser.add_argument(
         "--store-gib", type=float, default=20, help="what is used least goes beyond it (default: %(default)s)"
     )

@@ -22,7 +22,9 @@ from pathlib import Path
 
 from tools.pools import cluster, supervisor
 from tools.pools.engine import cache
+from tools.pools.jobs import registered
 from tools.pools.services import Layout, described
+from tools.pools.store import objects
 
 PORT = 50163
 HTTP_PORT = 50164
@@ -122,7 +124,7 @@ class Drill:
         """The slow build, in whose middle a service gets a signal."""
         since = time.monotonic()
         started = self.start(SLOW)
-        while not cluster.registered(self.layout).get("worker-gpu-amd"):
+        while not registered(self.layout).get("worker-gpu-amd"):
             if started.poll() is not None or time.monotonic() - since > SECONDS_MAX:
                 raise DrillError(f"it never came to its worker:\n{self.end(started, since).output[-1500:]}")
             time.sleep(0.1)
@@ -144,7 +146,7 @@ class Drill:
     def settle(self) -> None:
         """Waits until every pool has its worker again."""
         since = time.monotonic()
-        while len(cluster.registered(self.layout)) < len(POOLS.split(",")):
+        while len(registered(self.layout)) < len(POOLS.split(",")):
             if time.monotonic() - since > 90:
                 raise DrillError("the cluster is not whole again after 90 s")
             time.sleep(0.5)
@@ -219,7 +221,7 @@ def poisoned(drill: Drill) -> str:
 def missing(drill: Drill) -> str:
     """Every stored object is gone while Bazel believes that it is there."""
     drill.build(PLAIN).expect(0)
-    for file in cluster.objects(drill.layout.store):
+    for file in objects(drill.layout.store):
         # Bazel takes for granted that everybody has the empty one.
         if file.stat().st_size:
             file.unlink()
@@ -230,7 +232,7 @@ def missing(drill: Drill) -> str:
 def damaged(drill: Drill) -> str:
     """A stored object has other bytes of the same length."""
     drill.build(PLAIN).expect(0)
-    file = max(cluster.objects(drill.layout.store), key=lambda each: each.stat().st_size)
+    file = max(objects(drill.layout.store), key=lambda each: each.stat().st_size)
     file.chmod(0o644)
     file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
     if cluster.check(cluster.parse(["check", "--state", str(drill.state)])) == 0:

@@ -27,6 +27,9 @@ SECONDS_TO_STOP = 300
 SLOTS = 4
 """Actions at a time of a worker of the cpu's; a card is one test's alone."""
 
+LEASES = "/leases"
+"""Where a runner has the volume that all of one machine share, which takes its owner from the image."""
+
 RUNNER_IMAGE = "plumbline-runner"
 Manifest = dict[str, Any]
 
@@ -130,8 +133,15 @@ def training(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
     return _dump([service, job])
 
 
-def buildbarn(pool: str, slots: int) -> str:
-    """The configuration of a worker of Buildbarn's: what it says of itself, and the key by which it is known."""
+def buildbarn(pool: str, slots: int, leases: str = "") -> str:
+    """The configuration of a worker of Buildbarn's: what it says of itself, and the key by which it is known.
+
+    Args:
+        pool: whose actions it takes.
+        slots: how many at a time.
+        leases: the folder in which tests find out whose a card is, if it is not each worker's own.
+    """
+    told = f"\n      environmentVariables: {{ PLUMBLINE_LEASES: '{leases}' }}," if leases else ""
     return f"""\
 local tls = {{
   server_certificate_authorities: importstr '/etc/plumbline/ca.crt',
@@ -158,7 +168,7 @@ local storage = {{ grpc: {{ address: 'storage:8981', tls: tls }} }};
       endpoint: {{ address: 'unix:///worker/runner' }},
       concurrency: {slots},
       platform: {{ properties: [{{ name: 'Pool', value: '{pool}' }}] }},
-      workerId: {{ pool: '{pool}' }},
+      workerId: {{ pool: '{pool}' }},{told}
     }}],
   }}],
 }}
@@ -173,12 +183,12 @@ RUNNER = """\
 """
 
 
-def _configurations(names: Mapping[str, Any]) -> dict[str, str]:
+def _configurations(names: Mapping[str, Any], leases: str = "") -> dict[str, str]:
     """File -> text, one for the workers of each pool and one for all runners."""
-    pools = names["pools"]()
-    return {f"{pool}.jsonnet": buildbarn(pool, 1 if row.cards else SLOTS) for pool, row in pools.items()} | {
-        "runner.jsonnet": RUNNER
-    }
+    return {
+        f"{pool}.jsonnet": buildbarn(pool, 1 if row.cards else SLOTS, leases if row.cards else "")
+        for pool, row in names["pools"]().items()
+    } | {"runner.jsonnet": RUNNER}
 
 
 def kubernetes(names: Mapping[str, Any]) -> str:
@@ -264,7 +274,11 @@ def _deployment(names: Mapping[str, Any], pool: str, label: Manifest) -> Manifes
 
 
 def compose(names: Mapping[str, Any]) -> str:
-    """The same workers on a machine with Docker, a profile for each pool; what runs actions has no network."""
+    """The same workers on a machine with Docker, a profile for each pool; what runs actions has no network.
+
+    Workers of two pools are handed the same cards, so they share the folder of the leases; a pod of Kubernetes is given
+    cards of its own.
+    """
     safe = {
         "user": f"{NOBODY}:{NOBODY}",
         "read_only": True,
@@ -278,10 +292,10 @@ def compose(names: Mapping[str, Any]) -> str:
     for pool, cell in names["pools"]().items():
         row = names["ACCELERATORS"][cell.accelerator]
         cards: Manifest = {}
-        if cell.cards and row.device_files:
+        if cell.cards and not row.runtime:
             cards = {"devices": [f"{each}:{each}" for each in row.device_files], "group_add": ["video", "render"]}
         elif cell.cards:
-            reserved = {"driver": row.resource.partition(".")[0], "count": cell.cards, "capabilities": ["gpu"]}
+            reserved = {"driver": row.runtime, "count": cell.cards, "capabilities": ["gpu"]}
             cards = {"deploy": {"resources": {"reservations": {"devices": [reserved]}}}}
         services[f"runner-{pool}"] = {
             "image": RUNNER_IMAGE,
@@ -293,7 +307,7 @@ def compose(names: Mapping[str, Any]) -> str:
             "network_mode": "none",
             "shm_size": "8gb",
             "tmpfs": ["/tmp"],
-            "volumes": ["bb:/bb:ro", f"{pool}:/worker"],
+            "volumes": ["bb:/bb:ro", f"{pool}:/worker", *([f"leases:{LEASES}"] if cell.cards else [])],
             "configs": [{"source": "runner.jsonnet", "target": "/configuration/runner.jsonnet"}],
             **cards,
         }
@@ -310,8 +324,8 @@ def compose(names: Mapping[str, Any]) -> str:
     whole = {
         "services": services,
         # Compose reads $ as the begin of a variable; there is none in these.
-        "configs": {name: {"content": text} for name, text in _configurations(names).items()},
-        "volumes": {name: {} for name in ("bb", *names["pools"]())},
+        "configs": {name: {"content": text} for name, text in _configurations(names, LEASES).items()},
+        "volumes": {name: {} for name in ("bb", "leases", *names["pools"]())},
     }
     return _dump([whole])
 

@@ -11,12 +11,18 @@ tokens on an address that is asked for. Nothing is started here.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tools.devices.check import MARKER
+from tools.devices.check import MARKER, Place
+from tools.devices.detect import Device, fingerprint
+from tools.devices.lease import FOLDER, ON_WORKERS
 from tools.pools import door
+
+NOBODY = 65534
+READ_BY_PROGRAMS = ("alternatives", "chromium.d", "fonts", "ld.so.cache")
+"""What Debian's programs below /usr read of /etc, beside what is a person's or a machine's own."""
 
 SOCKET_PATH_MAX = 107
 """Characters that the kernel has room for."""
@@ -30,36 +36,67 @@ class Worker:
     slots: int
     """Actions at a time."""
     simulated: bool
-    """Whether the pool is of cards: a worker here hands none in, so it proves where actions go and no hardware."""
+    """Whether the pool is of cards that are not here: it proves where actions go and no hardware."""
+    hardware: str = ""
+    """The kind of its cards, where they are here."""
+    device_files: tuple[str, ...] = ()
+    """What its actions are handed of this machine's, to use these cards."""
+    number: int = 1
+    """Among the workers of its pool."""
 
     @property
     def name(self) -> str:
         """What the scheduler knows it by."""
-        return f"worker-{self.pool}"
+        return f"worker-{self.pool}" + (f"-{self.number}" if self.number > 1 else "")
 
 
-def workers(pools: Mapping[str, Any], wanted: Iterable[str], cpus: int) -> list[Worker]:
-    """A worker for each wanted pool, in the table's order.
+def workers(
+    names: Mapping[str, Any],
+    wanted: Iterable[str],
+    cpus: int,
+    *,
+    cards: Mapping[str, list[Device]] | None = None,
+    each: int = 1,
+    root: Path = Path("/"),
+) -> list[Worker]:
+    """The workers of each wanted pool, in the table's order.
+
+    Where this machine has the cards of a pool, its worker takes as many tests as they are enough for, and each of these
+    leases its own, as tests do that run here without a cluster. Where it has not, the worker stands for them.
 
     Args:
-        pools: what `pools()` of accelerators.bzl returns.
+        names: the global names of accelerators.bzl.
         wanted: names of pools; none for all.
-        cpus: slots of the cpu's; a card is one test's alone, and so is a worker that stands for some.
+        cpus: slots of the cpu's; a worker that stands for cards is one test's alone, as they would be.
+        cards: accelerator -> its cards in reach, of one kind.
+        each: how many workers a pool has.
+        root: where /dev is.
 
     Raises:
         ValueError: a name is not in the table.
     """
-    names = list(wanted)
-    for name in names:
+    pools, chosen = names["pools"](), list(wanted)
+    for name in chosen:
         if name not in pools:
             raise ValueError(
                 f"--pools: {name!r}; expected some of {', '.join(pools)}. hint: tools/bazel/accelerators.bzl"
             )
-    return [
-        Worker(pool, 1 if row.cards else cpus, bool(row.cards))
-        for pool, row in pools.items()
-        if not names or pool in names
-    ]
+    found = []
+    for pool, row in pools.items():
+        own = (cards or {}).get(row.accelerator, [])
+        if row.cards and len(own) >= row.cards:
+            files = device_files(names["ACCELERATORS"][row.accelerator].device_files, root)
+            worker = Worker(pool, len(own) // row.cards, False, fingerprint(own), files)
+        else:
+            worker = Worker(pool, 1 if row.cards else cpus, bool(row.cards))
+        found += [replace(worker, number=number + 1) for number in range(each) if not chosen or pool in chosen]
+    return found
+
+
+def device_files(patterns: Iterable[str], root: Path = Path("/")) -> tuple[str, ...]:
+    """The paths below /dev that some patterns of the table stand for on this machine."""
+    paths = (path for pattern in patterns for path in sorted(root.glob(pattern.lstrip("/"))))
+    return tuple(f"/{path.relative_to(root)}" for path in paths)
 
 
 @dataclass(frozen=True)
@@ -109,6 +146,16 @@ class Layout:
         return str(
             next(path for path in (self.engine / "usr/bin" / name, self.engine / "usr/sbin" / name) if path.exists())
         )
+
+    @property
+    def path(self) -> list[str]:
+        """Where services find programs."""
+        return [str(self.engine / "usr/bin"), "/usr/bin", "/bin"]
+
+    @property
+    def wrappers(self) -> Path:
+        """The directory of what stands before one of these programs for workers."""
+        return self.state / "wrappers"
 
     @property
     def python(self) -> str:
@@ -318,6 +365,10 @@ def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, s
         mounts: paths of this machine and where an action finds them, beside its inputs and nothing else.
     """
     binds = [*mounts, (str(layout.state / f"pool-{worker.pool}"), str(MARKER))]
+    if worker.device_files:
+        # Where drivers say which cards there are, and the lock files of leases, which have all been made. They are not
+        # below /dev: what is bound there read-only is hidden again by the action's own.
+        binds += [("/sys", "/sys"), (str(FOLDER), str(ON_WORKERS))]
     return Service(
         worker.name,
         [
@@ -326,11 +377,37 @@ def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, s
             f"--cas-remote=unix:{layout.socket('casd')}",
             f"--buildbox-run={layout.program('buildbox-run-bubblewrap')}",
             *(f"--runner-arg=--ro-bind-mount={source}:{target}" for source, target in binds),
+            # A device file below a read-only mount could not be used.
+            *(f"--runner-arg=--bind-mount={path}:{path}" for path in worker.device_files),
             f"--platform=Pool={worker.pool}",
             f"--concurrent-jobs={worker.slots}",
             worker.name,
         ],
+        environment={"PATH": os.pathsep.join([str(layout.wrappers), *layout.path])},
     )
+
+
+def wrapper(layout: Layout) -> str:
+    """The program that a worker finds as `bwrap`: the real one, in which an action is nobody, and not root.
+
+    Where the worker is root, an action would be the same root in its own eyes, and could make no namespaces of its own:
+    the kernel lets nobody without rights hand root on. BuildBox asks for the worker's own user, by two options before
+    the words of the action.
+    """
+    return f"""\
+#!/bin/sh
+left=2 before='' number=$#
+while [ $number -gt 0 ]; do
+  word=$1
+  case $left,$before in
+  [12],--uid | [12],--gid) word={NOBODY} left=$((left - 1)) ;;
+  esac
+  before=$word number=$((number - 1))
+  shift
+  set -- "$@" "$word"
+done
+exec {layout.program("bwrap")} "$@"
+"""
 
 
 def system_mounts(root: Path, interpreter_prefix: Path) -> list[tuple[str, str]]:
@@ -340,6 +417,9 @@ def system_mounts(root: Path, interpreter_prefix: Path) -> list[tuple[str, str]]
         if (root / name).exists():
             # Where /bin is a link to /usr/bin, a mount of the link itself would have no place to be.
             mounts.append((os.path.realpath(root / name), f"/{name}"))
+    for name in READ_BY_PROGRAMS:
+        if (root / "etc" / name).exists():
+            mounts.append((str(root / "etc" / name), f"/etc/{name}"))
     if not interpreter_prefix.is_relative_to("/usr"):
         mounts.append((str(interpreter_prefix), str(interpreter_prefix)))
     return mounts
@@ -354,18 +434,22 @@ def write_configurations(layout: Layout, rows: Iterable[Worker], user: str) -> N
         user: as whom nginx runs, if that has to be said.
     """
     rows = list(rows)
-    (layout.state / "buildgrid.yml").write_text(buildgrid_yaml(layout, [row.pool for row in rows]), encoding="utf-8")
+    pools = list(dict.fromkeys(row.pool for row in rows))
+    (layout.state / "buildgrid.yml").write_text(buildgrid_yaml(layout, pools), encoding="utf-8")
     text = nginx_conf(layout, user) if rows else http_cache_conf(layout, user)
     (layout.state / "nginx.conf").write_text(text, encoding="utf-8")
     for row in rows:
-        text = f"{row.pool}\n" + ("simulated\n" if row.simulated else "")
-        (layout.state / f"pool-{row.pool}").write_text(text, encoding="utf-8")
+        said = Place(row.pool, row.simulated, row.hardware)
+        (layout.state / f"pool-{row.pool}").write_text(said.text(), encoding="utf-8")
+    layout.wrappers.mkdir(exist_ok=True)
+    (layout.wrappers / "bwrap").write_text(wrapper(layout), encoding="utf-8")
+    (layout.wrappers / "bwrap").chmod(0o755)
     described = {
         "engine": str(layout.engine),
         "listen": layout.listen,
         "port": layout.port,
         "store_gib": layout.store_gib,
-        "workers": [{"pool": row.pool, "simulated": row.simulated, "slots": row.slots} for row in rows],
+        "workers": [asdict(row) for row in rows],
     }
     (layout.state / "cluster.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -378,4 +462,4 @@ def described(state: Path) -> tuple[Layout, list[Worker]]:
     """
     told = json.loads((state / "cluster.json").read_text(encoding="utf-8"))
     layout = Layout(Path(told["engine"]), state, told["port"], told["store_gib"], told["listen"])
-    return layout, [Worker(**row) for row in told["workers"]]
+    return layout, [Worker(**{**row, "device_files": tuple(row["device_files"])}) for row in told["workers"]]

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from tools.pools import jobs, store
 from tools.pools.services import Layout, Service, as_nobody
 
 START_SECONDS_MAX = 60
@@ -28,6 +29,10 @@ STOP_SECONDS_MAX = {"casd": 15.0}
 """casd writes out what it holds. All others have nothing to lose: their queue is new at each start."""
 
 STOP_SECONDS = 3.0
+SECONDS_WITHOUT_WORKER_MAX = 20
+"""In which a worker that was killed is back on a busy machine; what waits for its pool afterwards is refused."""
+
+SECONDS_BETWEEN_LOOKS = 3.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -41,9 +46,11 @@ class Told:
 
     pid: int
     phase: str = "starting"
-    """starting, up, stopping, or failed."""
+    """checking, starting, up, stopping, or failed."""
     error: str = ""
     started_at: float = field(default_factory=time.time)
+    num_damaged: int = 0
+    """Objects that were taken out of the store, since they were not what they are named after."""
     services: dict[str, dict[str, int]] = field(default_factory=dict)
     """Name -> its process, and how often it was started again."""
 
@@ -100,9 +107,12 @@ def _with_parent() -> None:
 class Supervisor:
     """The services of one cluster."""
 
-    def __init__(self, layout: Layout, services: list[Service], workers: list[Service]) -> None:
+    def __init__(self, layout: Layout, services: list[Service], workers: list[Service], pools: list[str]) -> None:
         """Starts nothing."""
-        self.layout, self.services, self.workers = layout, services, workers
+        self.layout, self.services, self.workers, self.pools = layout, services, workers, pools
+        self.checked_at = 0.0
+        self.absent_since: dict[str, float] = {}
+        self.looked_at = 0.0
         self.told = Told(os.getpid())
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.stopping = False
@@ -113,6 +123,7 @@ class Supervisor:
         signal.signal(signal.SIGINT, self._stop)
         try:
             self._unmount()
+            self._check()
             if any(service.name == "postgresql" for service in self.services):
                 self._new_queue()
             for service in self.services:
@@ -126,6 +137,8 @@ class Supervisor:
             while not self.stopping:
                 time.sleep(0.05)
                 self._watch()
+                if self.pools and time.monotonic() - self.looked_at > SECONDS_BETWEEN_LOOKS:
+                    self._refuse_what_nobody_takes()
         except Exception as error:
             # Whoever asked for the cluster reads it there; in the background nobody sees a traceback.
             self._tell(
@@ -150,9 +163,8 @@ class Supervisor:
         return self.layout.state / "logs" / f"{name}.log"
 
     def _environment(self, service: Service) -> dict[str, str]:
-        programs = [str(self.layout.engine / "usr/bin"), "/usr/bin", "/bin"]
         return {
-            "PATH": os.pathsep.join(programs),
+            "PATH": os.pathsep.join(self.layout.path),
             "HOME": str(self.layout.sockets),
             "LC_ALL": "C.UTF-8",
             "TMPDIR": str(self.layout.state / "tmp"),
@@ -202,9 +214,39 @@ class Supervisor:
                 for worker in self.workers:
                     self._kill_group(self.running[worker.name])
                 self._unmount()
+                # What it was writing may be half there, and would be believed.
+                self._check()
             # Not at once: what a service needs may be on its way up again as well.
             time.sleep(0.5)
             self._start(service)
+
+    def _check(self) -> None:
+        """Takes what is damaged out of the store of casd, which must not run: all of it first, then what is newer."""
+        began = time.time()
+        if any(service.name == "casd" for service in self.services):
+            before = self.told.phase
+            self._tell(phase="checking")
+            found = store.check(self.layout.store, remove=True, since=self.checked_at)
+            for file in found.damaged:
+                print(f"{file}: its bytes have another digest, removed", flush=True)
+            print(f"checked {found.num_objects} objects in {time.time() - began:.1f} s", flush=True)
+            self.told.num_damaged += len(found.damaged)
+            self._tell(phase=before)
+        self.checked_at = began
+
+    def _refuse_what_nobody_takes(self) -> None:
+        """Ends what waits for a pool whose worker has not been there for a while, by name: it would wait for ever."""
+        self.looked_at = now = time.monotonic()
+        present = jobs.pools_with_workers(self.layout)
+        if present is None:
+            return
+        self.absent_since = {pool: self.absent_since.get(pool, now) for pool in self.pools if pool not in present}
+        late = {pool for pool, since in self.absent_since.items() if now - since > SECONDS_WITHOUT_WORKER_MAX}
+        for pool, names in jobs.pools_in_queue(self.layout).items() if late else ():
+            if pool in late:
+                why = f"pool {pool} has had no worker for {now - self.absent_since[pool]:.0f} s; expected one within "
+                why += f"{SECONDS_WITHOUT_WORKER_MAX}. hint: ./bazelw run //tools/pools:status"
+                jobs.refuse(self.layout, names, why)
 
     def _new_queue(self) -> None:
         command = [self.layout.postgres("initdb"), "-D", str(self.layout.state / "queue"), "-U", "plumbline"]

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tools.bazel.hermetic import CACHE_VARIABLES, OFFLINE, THREAD_VARIABLES
+from tools.bazel.hermetic import CACHE_VARIABLES, OFFLINE, THREAD_VARIABLES, straighten
+from tools.devices.check import place
 
 RUNFILES = pathlib.Path(os.environ["TEST_SRCDIR"])
 SCRATCH = pathlib.Path(os.environ["TEST_TMPDIR"])
@@ -102,11 +103,25 @@ def test_threads_are_those_of_the_declared_cpus() -> None:
     assert {os.environ[name] for name in THREAD_VARIABLES} == {"2"}
 
 
-def test_inputs_cannot_be_written() -> None:
+def test_inputs_cannot_be_written_or_are_a_copy_of_this_action_alone() -> None:
+    """A sandbox mounts them read-only. A worker shows a copy of its own, which shares its bytes with no other file."""
     for path in (pathlib.Path(__file__), RUNFILES / "_main" / ".python-version"):
-        with pytest.raises(OSError, match=r"Read-only|denied"):
-            path.open("a").close()
+        if place():
+            assert path.stat().st_nlink == 1
+            path.write_bytes(path.read_bytes())
+        else:
+            with pytest.raises(OSError, match=r"Read-only|denied"):
+                path.open("a").close()
     assert (SCRATCH / "planted").write_text("yes")
+
+
+def test_paths_that_begin_with_two_slashes_begin_with_one() -> None:
+    environment = {"TEST_SRCDIR": "//a/b", "TEST_TARGET": "//tests:x", "PYTHONPATH": "//a:/b://c", "HOME": "//h"}
+    path = ["//a", "/b", "", "c//d"]
+    straighten(environment, path)
+    assert environment == {"TEST_SRCDIR": "/a/b", "TEST_TARGET": "//tests:x", "PYTHONPATH": "/a:/b:/c", "HOME": "//h"}
+    assert path == ["/a", "/b", "", "c//d"]
+    assert not [each for each in (*sys.path, os.environ["TEST_SRCDIR"]) if each.startswith("//")]
 
 
 def test_a_wheel_that_is_no_dependency_is_no_input() -> None:

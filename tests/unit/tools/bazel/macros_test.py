@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tools.devices.check import FARM
+
 BAZEL = pathlib.Path("tools/bazel")
 
 
@@ -96,9 +98,27 @@ def test_what_is_asked_of_the_hardware_reaches_the_runner(macros, targets) -> No
             "PLUMBLINE_ACCELERATOR": "gpu-amd",
             "PLUMBLINE_CARDS": "4",
             "PLUMBLINE_CARD_GIB": str(TABLE["ACCELERATORS"]["gpu-amd"].memory_gib),
+            "PLUMBLINE_HARDWARE": HERE["gpu-amd"],
+            "PLUMBLINE_POOL": "gpu-amd-x4",
             "PLUMBLINE_TORCH": "hip",
+            "PLUMBLINE_VISIBLE": "ROCR_VISIBLE_DEVICES",
         }.items()
     )
+
+
+def test_results_of_a_farm_are_filed_under_its_cards_where_they_are_named_and_else_under_its_word() -> None:
+    of, cards = TABLE["farm_fingerprints"], ["gpu-amd", "gpu-nvidia"]
+    assert of("1", cards) == {"gpu-amd": "farm:1", "gpu-nvidia": "farm:1"}
+    assert of("gpu-amd=gfx942 0x74a1, 192 GiB, driver 6.12.12; 2", cards) == {
+        "gpu-amd": "gfx942 0x74a1, 192 GiB, driver 6.12.12",
+        "gpu-nvidia": "farm:2",
+    }
+    with pytest.raises(
+        LoadFailure, match="PLUMBLINE_FARM: 'gpu-adm=x': expected some of gpu-amd, gpu-nvidia, or a word"
+    ):
+        of("gpu-adm=x", cards)
+    assert '"farm:"' in (BAZEL / "accelerators.bzl").read_text()
+    assert FARM == "farm:"
 
 
 def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_after(targets) -> None:
@@ -166,6 +186,12 @@ def test_pytest_runs_exactly_the_listed_files(macros, targets) -> None:
         ({"cards": 4}, 'cards: 4, and no accelerator that has any. hint: accelerators = ["gpu-nvidia"]'),
         ({"accelerators": ["cpu", "cpu"]}, "accelerators: 'cpu' is named twice"),
         ({"srcs": []}, "srcs: empty. hint: name the test files"),
+        ({"route": "gpu-adm"}, "route: 'gpu-adm'; expected one of gpu-amd, gpu-amd-x4, gpu-intel,"),
+        ({"route": "cpu"}, "route: 'cpu'; expected one of gpu-amd, gpu-amd-x4, gpu-intel,"),
+        (
+            {"route": "gpu-amd", "accelerators": ["gpu-amd"]},
+            "route: 'gpu-amd' of a test for gpu-amd; expected one of the cpu.",
+        ),
     ],
 )
 def test_a_wrong_word_fails_when_the_file_is_loaded(macros, attributes, message) -> None:
@@ -275,6 +301,29 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
         "tags": ["manual"],
         "tests": [":smoke.sft_fsdp_x4.gpu-nvidia"],
     }
+
+
+def test_a_pair_of_cells_of_the_cpu_goes_to_each_pool_of_cards_and_to_no_other(macros, targets) -> None:
+    pair = ["sft_single_x1", "sft_lora_ddp_x2"]
+    macros("tests/smoke").smoke_routes(name="routes", srcs=["cell_test.py"], cells=pair, deps=[":runner"])
+    *tests, suite = targets
+    pools = [pool for pool, each in TABLE["pools"]().items() if each.cards]
+    assert [each["name"] for each in tests] == [f"routes.{pool}.{cell}" for pool in pools for cell in pair]
+    assert suite["suite"] == {"name": "routes", "tags": ["manual"], "tests": [f":{each['name']}" for each in tests]}
+    for test, (pool, cell) in zip(tests, [(pool, cell) for pool in pools for cell in pair], strict=True):
+        assert test["exec_properties"] == {"test.Pool": pool}
+        assert test["tags"] == ["manual", "material", "smoke", "cpu", f"route:{pool}"]
+        asked = {name: value for name, value in test["env"].items() if name.startswith("PLUMBLINE")}
+        assert asked == {
+            "PLUMBLINE_ACCELERATOR": "cpu",
+            "PLUMBLINE_CELL": cell,
+            "PLUMBLINE_CPUS": "1",
+            "PLUMBLINE_ROUTE": pool,
+        }
+        assert test["target_compatible_with"] == [], "the cpu's wheels are there on every platform"
+        assert "//tools/devices" in test["deps"]
+    with pytest.raises(LoadFailure, match="cells: empty"):
+        macros("tests/smoke").smoke_routes(name="routes", srcs=["cell_test.py"], cells=[])
 
 
 def test_a_depth_that_nobody_runs_fails(macros) -> None:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import pytest
 
 from tests.unit.tools.devices.machines import nvidia_smi
+from tools.bazel import pytest_runner
+from tools.devices import check
 from tools.devices.check import EXIT_CODE
+from tools.devices.detect import devices
+from tools.devices.lease import Wish, take
 
 PLANTED = pathlib.Path("tests/unit/tools/bazel/planted").absolute()
 
@@ -58,7 +62,7 @@ ASKS = {
     "PLUMBLINE_CARD_GIB": "15",
     "PLUMBLINE_TORCH": "cuda",
     "PLUMBLINE_VISIBLE": "CUDA_VISIBLE_DEVICES",
-    "PLUMBLINE_HARDWARE": "NVIDIA L4, driver 570.86",
+    "PLUMBLINE_HARDWARE": "NVIDIA L4, 22 GiB, driver 570.86",
 }
 
 
@@ -74,6 +78,55 @@ def test_a_test_on_a_machine_without_its_cards_is_a_failure_of_the_infrastructur
     assert f"infrastructure, not the code: {reason}" in result.output
     assert said.read_text().startswith(reason)
     assert result.cases == {"hardware": "error"}, "and no test was collected"
+
+
+def test_a_test_that_is_to_show_the_way_to_a_pool_fails_where_no_worker_is(run) -> None:
+    result = run("passes", PLUMBLINE_ROUTE="gpu-of-no-worker")
+    assert result.code == EXIT_CODE, result.output
+    assert "infrastructure, not the code: route: came to " in result.output
+    assert "expected a worker of pool gpu-of-no-worker" in result.output
+    assert result.cases == {"hardware": "error"}, "and no test was collected"
+
+
+def test_what_a_simulated_worker_lets_run_is_said_to_be_no_proof_of_a_card(monkeypatch, capsys) -> None:
+    here = {"now": check.Place("gpu-amd", simulated=True, hardware="")}
+    monkeypatch.setattr(check, "place", lambda: here["now"])
+    monkeypatch.setenv("PLUMBLINE_ACCELERATOR", "cpu")
+    monkeypatch.setenv("PLUMBLINE_ROUTED", "")
+    assert pytest_runner.wrong_machine() is None, "a test of the cpu asks for no place"
+    monkeypatch.setenv("PLUMBLINE_ROUTE", "gpu-amd")
+    assert pytest_runner.wrong_machine() is None
+    said = "routing only, no card: a test of the cpu, on a worker of pool gpu-amd, which is simulated"
+    assert os.environ["PLUMBLINE_ROUTED"] == said
+    assert capsys.readouterr().out == f"{said}\n"
+    here["now"] = check.Place("gpu-intel", simulated=True, hardware="")
+    assert str(pytest_runner.wrong_machine()).startswith(
+        "route: came to a worker of pool gpu-intel, which is simulated"
+    )
+
+
+def test_a_test_for_cards_is_red_on_a_simulated_worker_though_one_of_the_cpu_shows_the_way(monkeypatch) -> None:
+    monkeypatch.setattr(check, "place", lambda: check.Place("gpu-nvidia-x2", simulated=True, hardware=""))
+    for name, value in {**ASKS, "PLUMBLINE_ACCELERATOR": "gpu-of-nobody", "PLUMBLINE_POOL": "gpu-nvidia-x2"}.items():
+        monkeypatch.setenv(name, value)
+    told = str(pytest_runner.wrong_machine())
+    assert told.startswith("cards: 0 of gpu-of-nobody")
+    assert "; on a worker of pool gpu-nvidia-x2, which is simulated: it proves the route and no hardware. hint" in told
+    monkeypatch.setenv("PLUMBLINE_POOL", "gpu-nvidia")
+    assert str(pytest_runner.wrong_machine()).startswith("pool: gpu-nvidia-x2; expected gpu-nvidia")
+
+
+def test_cards_that_others_hold_are_given_up_before_bazel_ends_the_test(run, tmp_path) -> None:
+    search = nvidia_smi(tmp_path / "bin", *(f"GPU-{each}, NVIDIA L4, 23034, 570.86" for each in range(2)))
+    held = take(Wish("gpu-nvidia", 1, "V"), devices(tmp_path, str(search)), tmp_path / "leases")
+    path, leases = f"{search}:{os.environ['PATH']}", str(tmp_path / "leases")
+    result = run("passes", **ASKS, PATH=path, PLUMBLINE_LEASES=leases, TEST_TIMEOUT="1")
+    held.give_back()
+    assert result.code == EXIT_CODE, result.output
+    assert (
+        "infrastructure, not the code: cards: 2 of gpu-nvidia were not free within 0.5 s, 1 came free" in result.output
+    )
+    assert result.cases == {"hardware": "error"}
 
 
 def test_a_test_on_a_machine_with_its_cards_runs(run, tmp_path) -> None:

@@ -15,6 +15,7 @@ from tools.ci.audit import (
     astray,
     lanes_of,
     nowhere,
+    pool_for,
     targets_of,
     unexplained,
 )
@@ -32,6 +33,7 @@ BESIDE = Target("//tests/unit/ab:y_test", frozenset({"cpu", "unit"}))
 CELL = Target("//tests/smoke:smoke.c_x4.gpu-amd", frozenset({"gpu-amd", "smoke", "multi-gpu"}), num_cards=4)
 DEEP = Target("//tests/smoke:smoke.d_x1.gpu-amd", frozenset({"gpu-amd", "smoke", "manual"}), num_cards=1)
 TIMED = Target("//tests/benchmark:timed", frozenset({"cpu", "benchmark", "manual", "material"}))
+ROUTE = Target("//tests/smoke:routes.x", frozenset({"cpu", "smoke", "manual", "material", "route:gpu-amd-x4"}))
 SUITE = Target("//tests/smoke:full.gpu-amd", frozenset({"manual"}), suite=(CELL.label, DEEP.label))
 ALL = known(UNIT, BESIDE, CELL, DEEP, TIMED, SUITE)
 
@@ -104,7 +106,7 @@ def test_the_lanes_that_are_checked_in_cover_every_tier_and_every_accelerator() 
 
 def test_a_tag_that_no_table_has_is_named() -> None:
     assert unexplained(ALL.values(), NAMES) == []
-    odd = Target("//a:b", frozenset({"cpu", "cpu:2", "needs:cpp", "flaky", "ram:3"}))
+    odd = Target("//a:b", frozenset({"cpu", "cpu:2", "needs:cpp", "route:gpu-amd", "flaky", "ram:3"}))
     assert unexplained([odd], NAMES) == ["flaky", "ram:3"]
 
 
@@ -179,3 +181,11 @@ def test_targets_are_read_from_what_bazel_prints() -> None:
         "",
     ]
     assert targets_of(lines) == known(CELL, UNIT, SUITE)
+
+
+def test_a_test_of_the_cpu_that_shows_the_way_to_a_pool_goes_there() -> None:
+    assert pool_for(ROUTE, NAMES) == "gpu-amd-x4"
+    sent = [*RIGHT, (ROUTE, "TestRunner", "cpu")]
+    assert astray({**ALL, ROUTE.label: ROUTE}, aquery(*sent), "gpu-amd", NAMES) == [
+        f"{ROUTE.label}: its test would go to cpu; expected gpu-amd-x4"
+    ]

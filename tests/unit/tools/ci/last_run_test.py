@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.tools.ci import smoke_files
 from tests.unit.tools.ci.runs import PASS, Run, Smoke, fail
+from tools.ci.cells import parse_verdict
 from tools.ci.count import report
 from tools.ci.last_run import STATES, Outcome, read_run
 
@@ -131,6 +132,18 @@ def test_two_verdicts_about_a_cell_are_red(tmp_path: Path) -> None:
     run.test(PLAIN["target"], {"test_cell": PASS}, left={"a/verdict.json": raw, "b/verdict.json": raw})
     assert outcome(run, PLAIN).why == "two verdicts are about it"
     assert len(failed(run)) == 1
+
+
+def test_a_verdict_that_shows_the_way_to_a_pool_proves_nothing_of_its_cell(tmp_path: Path) -> None:
+    label, says = "//tests/smoke:routes.gpu-amd.sft_single_x1", "routing only, no card: on a worker of pool gpu-amd"
+    raw = smoke_files.verdict(PLAIN, target=label, route=says)
+    run = Smoke(tmp_path, PLAIN)
+    run.test(label, {"test_cell": PASS}, left={"verdict.json": raw})
+    assert outcome(run, PLAIN).verdict is None
+    run.cell(PLAIN)
+    assert outcome(run, PLAIN).state == "proven", "of its own target, and not red for a second verdict"
+    assert failed(run) == []
+    assert parse_verdict(raw, "").problem == says, "a folder of verdicts is made no proof of, either"
 
 
 def test_a_proven_verdict_under_a_failed_test_is_not_proven(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tools.devices.check import Asked, asked_in, problem
-from tools.devices.detect import Device, fingerprint
+from tools.devices.check import Asked, Place, asked_in, astray, only_the_route, place, problem
+from tools.devices.detect import Device, kind
 
 GIB = 2**30
 CARDS = [Device("gpu-amd", f"GPU-{each}", "gfx942", 192 * GIB, "6.12.12") for each in range(4)]
+LARGER = Device("gpu-amd", "GPU-4", "gfx942", 256 * GIB, "6.12.12")
 OTHER = Device("gpu-nvidia", "GPU-9", "NVIDIA L4", 22 * GIB, "570.86")
-ASKED = Asked("gpu-amd", 4, 15, "hip", fingerprint(CARDS))
+KIND = "gfx942, 192 GiB, driver 6.12.12"
+ASKED = Asked("gpu-amd", 4, 15, "hip", KIND)
 VERSION = "from typing import Optional\n__version__ = '2.13.0+rocm7.2'\ncuda: Optional[str] = None\n"
 VERSION += "hip: Optional[str] = '7.2.26015'\nxpu: Optional[str] = None\n"
 
@@ -27,6 +29,7 @@ def test_what_was_asked_for_is_no_problem(torch_version) -> None:
     assert problem(ASKED, [*CARDS, OTHER], None, torch_version) is None
     assert problem(ASKED, CARDS, None, None) is None, "a test that does not bring torch"
     assert problem(replace(ASKED, cards=1), CARDS, "GPU-2", None) is None
+    assert problem(ASKED, [*CARDS, LARGER], "GPU-0,GPU-1,GPU-2,GPU-3", None) is None, "none of them is the other one"
 
 
 @pytest.mark.parametrize(
@@ -42,9 +45,11 @@ def test_what_was_asked_for_is_no_problem(torch_version) -> None:
             {"hardware": "gfx90a, driver 6.12.12"},
             CARDS,
             None,
-            "hardware: gfx942, driver 6.12.12; expected gfx90a, driver 6.12.12, where a result would be filed.",
+            f"hardware: {KIND}; expected gfx90a, driver 6.12.12, where a result would be filed.",
         ),
-        ({"hardware": ""}, CARDS, None, "hardware: gfx942, driver 6.12.12; expected none, where"),
+        ({"hardware": ""}, CARDS, None, f"hardware: {KIND}; expected none, where"),
+        ({}, [*CARDS, LARGER], None, f"hardware: {kind(LARGER)}; expected {KIND}, where"),
+        ({"cards": 1}, [*CARDS, LARGER], "GPU-4", f"hardware: {kind(LARGER)}; expected {KIND}, where"),
         ({"torch": "cuda"}, CARDS, None, "torch: version 2.13.0+rocm7.2, without cuda; expected a build for gpu-amd."),
     ],
 )
@@ -58,6 +63,43 @@ def test_a_farms_cards_are_looked_at_there_though_whoever_asked_could_not_name_t
     asked = replace(ASKED, hardware="farm:1")
     assert problem(asked, CARDS, None, torch_version) is None
     assert problem(asked, CARDS[:1], None, torch_version) is not None
+
+
+WORKER = Place("gpu-amd-x4", simulated=False, hardware=KIND)
+
+
+def test_a_worker_is_asked_for_its_pool_and_for_its_cards_where_those_were_named() -> None:
+    assert astray("gpu-amd-x4", KIND, WORKER) is None
+    assert astray("gpu-amd-x4", "farm:1", WORKER) is None, "whoever asked could not name them"
+    assert astray("gpu-amd-x4", KIND, None) is None, "no worker of ours: the cards themselves are looked at"
+    assert str(astray("gpu-amd", KIND, WORKER)).startswith("pool: gpu-amd-x4; expected gpu-amd. hint:")
+    told = str(astray("gpu-amd-x4", "gfx950, 288 GiB, driver 7.0", WORKER))
+    assert told.startswith(
+        f"hardware: the worker has {KIND}; expected gfx950, 288 GiB, driver 7.0, where a result would"
+    )
+
+
+@pytest.mark.parametrize("there", [WORKER, Place("cpu", False, ""), Place("gpu-intel", True, "")])
+def test_what_a_worker_says_of_itself_is_read_as_it_was_meant(tmp_path, there) -> None:
+    (tmp_path / "marker").write_text(there.text())
+    assert place(tmp_path / "marker") == there
+    assert there.text().startswith(f"{there.pool}\n"), "tools/pools/route.bzl reads the first line"
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (None, "route: came to no worker of a pool; expected a worker of pool gpu-amd. hint: --config=remote"),
+        (Place("cpu", False, ""), "route: came to a worker of pool cpu; expected a worker of pool gpu-amd."),
+        (Place("gpu-amd-x4", True, ""), "route: came to a worker of pool gpu-amd-x4, which is simulated"),
+        (Place("gpu-amd", False, KIND), "route: the worker of pool gpu-amd has cards; expected a simulated one."),
+    ],
+)
+def test_a_route_is_shown_on_a_simulated_worker_of_its_pool_and_nowhere_else(here, said) -> None:
+    with pytest.raises(LookupError, match="route: ") as failure:
+        only_the_route("gpu-amd", here)
+    assert str(failure.value).startswith(said)
+    assert only_the_route("gpu-amd", Place("gpu-amd", True, "")).startswith("routing only, no card: ")
 
 
 def test_the_words_of_the_macro_are_read() -> None:

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.tools.devices.machines import amd, intel, nvidia_smi
-from tools.devices.detect import PROBES, Device, default, devices, fingerprint, hint
+from tools.devices.detect import PROBES, Device, by_accelerator, default, devices, fingerprint, hint
 from tools.pools.table import TABLE, starlark
 
 H100 = "GPU-5f1e, NVIDIA H100 80GB HBM3, 81559, 570.86.15"
+KIND = "NVIDIA H100 80GB HBM3, 80 GiB, driver 570.86.15"
 GIB = 2**30
 
 
@@ -48,7 +50,7 @@ def test_a_driver_that_fails_or_knows_no_memory_has_no_card(tmp_path, lines, cod
 def test_amd_cards_are_nodes_with_vector_units_in_the_order_of_their_numbers(tmp_path) -> None:
     found = devices(amd(tmp_path, 3), "")
     assert [each.identity for each in found] == [f"GPU-{0xABC0 + card:016x}" for card in range(3)]
-    assert found[0] == Device("gpu-amd", "GPU-000000000000abc0", "gfx942", 192 * GIB, "6.12.12")
+    assert found[0] == Device("gpu-amd", "GPU-000000000000abc0", "gfx942 0x74a1", 192 * GIB, "6.12.12")
 
 
 def test_an_amd_card_without_a_number_of_its_own_is_known_by_its_address(tmp_path) -> None:
@@ -71,12 +73,33 @@ def test_intel_cards_have_memory_of_their_own_and_come_by_address(tmp_path) -> N
     assert found[0].driver == f"xe {os.uname().release}"
 
 
-def test_a_fingerprint_names_models_and_drivers_and_not_which_card_it_was(tmp_path) -> None:
+def test_a_fingerprint_names_model_memory_and_driver_and_not_which_card_it_was(tmp_path) -> None:
     one, other = devices(tmp_path, str(nvidia_smi(tmp_path / "bin", H100, H100.replace("5f1e", "77aa"))))
     assert fingerprint([one]) == fingerprint([other]) == fingerprint([other, one])
-    assert fingerprint([one]) == "NVIDIA H100 80GB HBM3, driver 570.86.15"
-    newer = Device(one.accelerator, one.identity, one.name, one.memory_bytes, "580.1")
-    assert fingerprint([newer]) != fingerprint([one])
+    assert fingerprint([one]) == KIND
+    for changed in ({"driver": "580.1"}, {"name": "NVIDIA H200"}, {"memory_bytes": 141 * GIB}):
+        assert fingerprint([replace(one, **changed)]) != fingerprint([one])
+
+
+def test_amd_cards_of_one_architecture_are_told_apart_by_their_number_and_by_their_memory(tmp_path) -> None:
+    words = [
+        fingerprint(devices(amd(tmp_path / "mi300x", 1), "")),
+        fingerprint(devices(amd(tmp_path / "mi325x", 1, device_id=0x74A5), "")),
+        fingerprint(devices(amd(tmp_path / "partition", 1, gib=24), "")),
+    ]
+    assert words[0] == "gfx942 0x74a1, 192 GiB, driver 6.12.12"
+    assert len(set(words)) == 3
+
+
+def test_of_two_kinds_of_cards_tests_are_given_one_and_the_others_are_named(tmp_path) -> None:
+    older = "NVIDIA L4, 23034, 570.86.15"
+    found = devices(tmp_path, str(nvidia_smi(tmp_path / "bin", f"GPU-a, {older}", H100, f"GPU-b, {older}")))
+    assert fingerprint(found) == "NVIDIA L4, 22 GiB, driver 570.86.15"
+    assert [each.identity for each in by_accelerator(found)["gpu-nvidia"]] == ["GPU-a", "GPU-b"]
+    assert fingerprint(found[:2]) == KIND, "of as many, those with more memory"
+    assert hint(found, ["gpu-nvidia"]) == (
+        f"cards that no test is given: {KIND}; the results of a machine are of one kind of card"
+    )
 
 
 def test_without_a_word_tests_of_the_most_cards_run_that_there_is_a_torch_for(tmp_path) -> None:
@@ -101,4 +124,5 @@ def test_bazel_is_told_in_json(tmp_path) -> None:
     found = json.loads(told.stdout)
     assert found["default"] == "gpu-nvidia"
     assert "gpu-nvidia" in {each["accelerator"] for each in found["cards"]}
-    assert found["fingerprints"]["gpu-nvidia"] == "NVIDIA H100 80GB HBM3, driver 570.86.15"
+    assert found["fingerprints"]["gpu-nvidia"] == KIND
+    assert found["counts"]["gpu-nvidia"] == 1

@@ -18,7 +18,7 @@ def nvidia_smi(folder: Path, *lines: str, code: int = 0) -> Path:
     return folder
 
 
-def amd(root: Path, cards: int, reachable: int | None = None, gib: int = 192) -> Path:
+def amd(root: Path, cards: int, reachable: int | None = None, gib: int = 192, device_id: int = 0x74A1) -> Path:
     """A root with a processor and so many cards, as amdgpu's compute driver shows them."""
     nodes = "sys/class/kfd/kfd/topology/nodes"
     write(root, f"{nodes}/0/properties", "cpu_cores_count 64\nsimd_count 0\ndrm_render_minor 0\n")
@@ -28,7 +28,7 @@ def amd(root: Path, cards: int, reachable: int | None = None, gib: int = 192) ->
         # Node 10 comes after node 2, as numbers do.
         node = f"{nodes}/{card + 1 if card < 2 else card + 8}"
         said = f"simd_count 304\ndrm_render_minor {128 + card}\nunique_id {0xABC0 + card}\n"
-        said += f"location_id {256 * card}\ndomain 0\n"
+        said += f"location_id {256 * card}\ndomain 0\nvendor_id 4098\ndevice_id {device_id}\n"
         write(root, f"{node}/properties", said)
         write(root, f"{node}/name", "gfx942\n")
         write(root, f"{node}/mem_banks/0/properties", f"heap_type 1\nsize_in_bytes {gib * 2**30}\nflags 0\n")

@@ -9,6 +9,7 @@ import pytest
 from tools.pools import cluster
 from tools.pools.door import READS, STORED, DoorError, make_keys, server
 from tools.pools.services import Layout, http_cache_conf, nginx_conf
+from tools.pools.store import make_room
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_what_was_asked_for_least_lately_makes_room_until_a_quarter_is_free(tmp_
         file.write_bytes(b"x" * 10)
         # Written in one order, and asked for in another.
         os.utime(file, (1000 - number, number))
-    cluster.make_room(tmp_path, 100)
+    make_room(tmp_path, 100)
     assert len(list(tmp_path.glob("*/*"))) == 10, "it is as large as it may be"
-    cluster.make_room(tmp_path, 99)
+    make_room(tmp_path, 99)
     assert sorted(file.name for file in tmp_path.glob("*/*")) == [str(number) for number in range(7)]

@@ -110,10 +110,33 @@ def test_compose_hands_in_the_cards_of_each_pool() -> None:
     for pool, cell in POOLS.items():
         row, runner = ROWS[cell.accelerator], services[f"runner-{pool}"]
         handed = [each.split(":")[0] for each in runner.get("devices", [])]
-        assert handed == row.device_files
+        assert handed == ([] if row.runtime else row.device_files)
         reserved = runner.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
-        by_runtime = cell.cards if not row.device_files else 0
-        assert sum(each["count"] for each in reserved) == by_runtime
+        assert [(each["driver"], each["count"]) for each in reserved] == (
+            [(row.runtime, cell.cards)] * bool(row.runtime)
+        )
+
+
+def test_containers_that_are_handed_the_same_cards_share_the_folder_of_their_leases() -> None:
+    (compose,) = objects("compose.yaml")
+    for pool, cell in POOLS.items():
+        runner = compose["services"][f"runner-{pool}"]
+        (configuration,) = [
+            compose["configs"][each["source"]] for each in compose["services"][f"worker-{pool}"]["configs"]
+        ]
+        told = re.findall(r"PLUMBLINE_LEASES: '(.*)'", configuration["content"])
+        mounted = [each.split(":")[1] for each in runner["volumes"] if each.split(":")[0] == "leases"]
+        assert told == mounted == ([manifests.LEASES] if cell.cards else [])
+        assert not [each for each in runner["volumes"] if each.endswith(f"{manifests.LEASES}:ro")], (
+            "they make files there"
+        )
+    assert "leases" in compose["volumes"]
+    # A volume that is new has the owner of what is there in the image; runners are nobody.
+    image = Path("tools/pools/farm/Containerfile").read_text()
+    assert re.search(rf"chown -R {manifests.NOBODY}:{manifests.NOBODY} .*{manifests.LEASES}\b", image)
+    # A pod is given cards of its own, and has no such folder.
+    (configuration,) = [each["data"] for each in objects("workers.yaml") if each["kind"] == "ConfigMap"]
+    assert not [text for text in configuration.values() if "PLUMBLINE_LEASES" in text]
 
 
 def test_every_engine_is_told_the_property_that_targets_ask_for() -> None:

@@ -2,12 +2,17 @@
 
 import itertools
 import re
+import types
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tools.devices.detect import Device
+from tools.pools import manifests
+from tools.pools.services import workers
 from tools.pools.table import (
     BAZELRC,
     DOCUMENT,
@@ -35,18 +40,90 @@ def test_what_is_checked_in_is_what_the_table_says(path: str) -> None:
     assert written(path, text, NAMES) == text, f"{path} is stale. hint: {REFRESH}"
 
 
-def test_a_new_accelerator_is_one_row() -> None:
-    row = 'cards = [1, 2, 8],\n        config = "metal",\n        device = "mps",\n        device_files = [],\n'
-    row += '        lock = "l.txt",\n        meaning = "an Apple GPU",\n        memory_gib = 3,\n'
-    row += '        resource = "",\n        torch = "mps",\n        visible = "V",\n'
-    names = starlark(
-        TEXT.replace("ACCELERATORS = {\n", f'ACCELERATORS = {{\n    "gpu-apple": struct(\n        {row}    ),\n')
+ROW = """
+    "gpu-apple": struct(
+        cards = [1, 2, 8],
+        config = "metal",
+        device = "mps",
+        device_files = ["/dev/agx"],
+        hidden = {"METAL_DEVICES": "-1"},
+        lock = "requirements_lock_metal.txt",
+        meaning = "an Apple GPU",
+        memory_gib = 3,
+        resource = "apple.com/gpu",
+        runtime = "",
+        torch = "mps",
+        visible = "METAL_DEVICES",
+    ),
+"""
+APPLE = ["gpu-apple", "gpu-apple-x2", "gpu-apple-x8"]
+
+
+@pytest.fixture(scope="module")
+def grown() -> dict[str, Any]:
+    """The names of a table with one row more."""
+    names = starlark(TEXT.replace("ACCELERATORS = {\n", f"ACCELERATORS = {{{ROW}"))
+    fields = {accelerator: vars(row).keys() for accelerator, row in names["ACCELERATORS"].items()}
+    assert fields["gpu-apple"] == fields["gpu-intel"], "the row of this test has what every row has"
+    return names
+
+
+def loaded(file: str, names: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The macros of a .bzl file, for which this is the table."""
+    scope = {**names, "load": lambda *_, **__: None, "select": lambda choices: {"select": choices}, **more}
+    exec(compile(Path("tools/bazel", file).read_text(), file, "exec"), scope)
+    return scope
+
+
+def test_a_new_accelerator_is_one_row_for_what_is_checked_in(grown) -> None:
+    assert "# An Apple GPU.\nbuild:metal --platforms=//tools/pools:metal\n" in stanzas(grown) + "\n"
+    assert "accelerator: gpu-apple\n      config: metal\n" in lanes(grown)
+    assert "targets: //tests/smoke:full.gpu-apple\n" in nights(grown)
+    (line,) = [line for line in document(grown).splitlines() if line.startswith("| `gpu-apple`")]
+    places = "`mps` | `requirements_lock_metal.txt` | `METAL_DEVICES` | 3 GiB or more"
+    assert f"`gpu-apple`, `gpu-apple-x2`, `gpu-apple-x8` | {places}" in line
+
+
+def test_a_new_accelerator_is_one_row_for_targets_and_platforms(grown) -> None:
+    made: list[dict[str, Any]] = []
+    native = types.SimpleNamespace(
+        package_name=lambda: "tests/unit", filegroup=lambda **_: None, constraint_setting=lambda **_: None
     )
-    assert "# An Apple GPU.\nbuild:metal --platforms=//tools/pools:metal\n" in stanzas(names) + "\n"
-    assert "accelerator: gpu-apple\n      config: metal\n" in lanes(names)
-    assert "targets: //tests/smoke:full.gpu-apple\n" in nights(names)
-    (line,) = [line for line in document(names).splitlines() if line.startswith("| `gpu-apple`")]
-    assert "`gpu-apple`, `gpu-apple-x2`, `gpu-apple-x8` | `mps` | `l.txt` | `V` | 3 GiB or more" in line
+    native.constraint_value = native.platform = lambda **given: made.append(given)
+    names = {"native": native, "FINGERPRINTS": {"gpu-apple": "M9"}, "_closure": None, "_py_test": native.platform}
+    macros = loaded("defs.bzl", grown, **names)
+    macros["py_test"](name="x_test", srcs=["x_test.py"], accelerators=["gpu-apple"], cards=8)
+    (test,) = made
+    assert (test["name"], test["exec_properties"]) == ("x_test.gpu-apple", {"test.Pool": "gpu-apple-x8"})
+    assert test["target_compatible_with"] == ["//tools/bazel:gpu-apple-x8"]
+    said = {"PLUMBLINE_TORCH": "mps", "PLUMBLINE_VISIBLE": "METAL_DEVICES", "PLUMBLINE_HARDWARE": "M9"}
+    assert test["env"].items() >= said.items()
+    hidden = macros["_hidden"]()["select"]
+    assert hidden["//tools/bazel:gpu-apple"] == {"METAL_DEVICES": "-1"}
+    made.clear()
+    platforms = loaded("platforms.bzl", grown, native=native)
+    platforms["accelerator_constraints"](name="constraints")
+    assert set(APPLE) <= {each["name"] for each in made}
+    made.clear()
+    platforms["accelerator_platforms"](name="platforms", here={"gpu-apple": 2}, default="gpu-apple")
+    offers = {each["name"]: each["constraint_values"] for each in made}
+    assert offers["metal"] == offers["host"] == ["//tools/bazel:gpu-apple", "//tools/bazel:gpu-apple-x2"]
+
+
+def test_a_new_accelerator_is_one_row_for_the_cluster_and_for_farms(grown, tmp_path) -> None:
+    cards = {"gpu-apple": [Device("gpu-apple", f"{each}", "M9", 2**34, "1") for each in range(2)]}
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/agx").touch()
+    found = {row.pool: row for row in workers(grown, APPLE, cpus=1, cards=cards, root=tmp_path)}
+    assert [found[pool].simulated for pool in APPLE] == [False, False, True]
+    assert found["gpu-apple"].device_files == ("/dev/agx",)
+    texts = {row.lock: "" for row in grown["ACCELERATORS"].values()}
+    written = manifests.files(grown, texts)
+    for path in (path for path in written if "training" not in path):
+        assert all(f"{pool}" in written[path] for pool in APPLE), path
+    compose = yaml.safe_load(written["tools/pools/farm/compose.yaml"])["services"]["runner-gpu-apple-x2"]
+    assert compose["devices"] == ["/dev/agx:/dev/agx"]
+    assert "apple.com/gpu: 8" in written["tools/pools/farm/workers.yaml"]
 
 
 def test_lanes_with_cards_wait_for_the_one_without_and_never_run_code_of_a_fork() -> None:
