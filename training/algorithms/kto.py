@@ -4,9 +4,11 @@
     z = max(0, s(y'|x) − s_ref(y'|x))                y' answers another prompt; no gradient goes through it
     loss = λ⁺ (1 − σ(β (r − z))) if y is good,  λ⁻ (1 − σ(β (z − r))) if it is bad
 
-z estimates how far the model has moved from the reference. The paper averages over the samples of a batch that are on
-one device, so that a loss depends on how samples were packed and shared; here each sample has an estimate of its own,
-from one completion of another. It is noisier, and the same on any number of ranks.
+z estimates how far the model has moved from the reference. The paper's (7) is max(0, mean) over the samples of a batch
+that are on one device, so that a loss depends on how samples were packed and shared; here each sample has an estimate
+of its own, from one completion of another. It is the same on any number of ranks, noisier, and too large: max(0, ·) of
+each is never less in the mean than max(0, ·) of the mean, and more wherever some are below 0. A good completion then
+counts as less good and a bad one as worse, and a run that stays near its reference has a z that the paper would call 0.
 
 A sample is one example of two documents: its own completion first, then the other's. The loss is a sum over samples.
 

@@ -3,6 +3,7 @@
 The completions are drawn by TRL itself. Shapes: N completions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,18 +222,25 @@ def test_rloo_has_trls_gradient_on_policy(base: Path, tmp_path: Path) -> None:
 
 
 def test_rloo_off_policy_clips_a_sequence_in_trl_and_a_token_here(base: Path, tmp_path: Path) -> None:
-    """And its divergence is taken off the reward, k1 summed over the completion (RLOO's paper, section 3)."""
+    """And its divergence is taken off the reward, k1 summed over the completion (RLOO's paper, section 3).
+
+    With the same advantages each is what its formula says of the same tokens, and the two are not the same.
+    """
     drawn = rollout(RLOOTrainer, RLOOConfig, base, tmp_path, beta=0.5, epsilon=0.2)
     whole = examples_of(drawn, torch.zeros(16), "constant")
     counted = [np.flatnonzero(each.weights) for each in whole]
     k1 = [(each.columns[POLICY] - each.columns[REFERENCE_T])[at].sum() for each, at in zip(whole, counted, strict=True)]
     advantages = rloo_advantages((drawn.rewards - 0.5 * torch.tensor(np.array(k1))).view(-1, NUM_OF_EACH)).flatten()
     assert torch.allclose(advantages, drawn.inputs["advantages"], atol=LOSS)
-    ratios = []
-    for each, at in zip(whole, counted, strict=True):
+    of_sequences, of_tokens = [], []
+    for each, at, advantage in zip(whole, counted, advantages.tolist(), strict=True):
         with torch.no_grad():
             now = logprobs(moved(2), microbatch([each]), torch.tensor(at))
-        ratios.append((now.numpy() - each.columns[POLICY][at]).sum())
-    rho = torch.tensor(np.exp(np.array(ratios)))
-    by_hand = -torch.minimum(rho * advantages, rho.clamp(0.8, 1.2) * advantages).mean().item()
-    assert drawn.learned().loss == pytest.approx(by_hand, rel=1e-5, abs=LOSS)
+        moved_by = now.numpy() - each.columns[POLICY][at]
+        for found, ratios in ((of_sequences, [math.exp(moved_by.sum())]), (of_tokens, np.exp(moved_by).tolist())):
+            found.append(-sum(min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage) for ratio in ratios))
+    assert drawn.learned().loss == pytest.approx(np.mean(of_sequences), rel=1e-5, abs=LOSS)
+    examples = examples_of(drawn, advantages, "constant")
+    by_us = ours(grpo_of("constant", clip_high=0.2), examples, moved(2)).loss
+    assert by_us == pytest.approx(np.mean(of_tokens) / COMPLETION_TOKENS_MAX, rel=1e-5, abs=LOSS)
+    assert abs(np.mean(of_tokens) - np.mean(of_sequences)) > 10 * LOSS
