@@ -12,7 +12,6 @@ same is seen by the digest of the examples in each checkpoint, which covers thei
 is computed anew: a run that goes on has the initial weights, too, until its checkpoint is restored.
 """
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -28,17 +26,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from training.algorithms.algorithm import Logprobs
-from training.algorithms.preference import REFERENCE, document_logprobs
+from training.algorithms.preference import REFERENCE
 from training.checkpoint.state import arrays_digest
-from training.data.batch import microbatch
 from training.data.example import Example
-from training.data.pack import pack
 from training.errors import ModelError
 from training.models.forward import logprobs
 from training.models.head import chunked_head
 from training.models.load import load_model
 from training.models.quantize import nf4
 from training.parallel.backend import Backend
+from training.parallel.scores import scores
 from training.plan import Plan
 
 Values = dict[str, NDArray[np.float32]]
@@ -117,20 +114,24 @@ def _computed(
         left_out = model.disable_adapter()  # type: ignore[operator]  # of peft, which the plan has seen to
     elif plan.reference != "initial":
         model, scored = _other(plan, backend, tokenizer)
-    was_training = model.training
-    model.eval()
-    with left_out, torch.no_grad():
-        values = {
-            name: reference_logprobs(
-                examples,
-                scored,
-                backend,
-                tokens_per_rank_max=plan.tokens_per_rank_max if plan.packing else None,
+    tokens = plan.tokens_per_rank_max if plan.packing else None
+    with left_out:
+        return {
+            name: np.concatenate(
+                [
+                    np.zeros(0, dtype=np.float32),
+                    *scores(
+                        examples, scored, model=model, backend=backend, tokens_per_rank_max=tokens, keep=_of_documents
+                    ),
+                ]
             )
             for name, examples in sets.items()
         }
-    model.train(was_training)
-    return values
+
+
+def _of_documents(example: Example, said_T1: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The log-probability of each document: the weighted sum over its tokens."""
+    return np.add.reduceat(said_T1[:, 0] * example.weights, example.document_starts)
 
 
 def _other(plan: Plan, backend: Backend, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Logprobs]:
@@ -153,36 +154,3 @@ def _other(plan: Plan, backend: Backend, tokenizer: PreTrainedTokenizerBase) -> 
         )
     head = chunked_head(model, plan.loss_chunk_tokens, plan.reference) if plan.loss_chunk_tokens else None
     return model, partial(logprobs, model, head=head)
-
-
-def reference_logprobs(
-    examples: Sequence[Example], scored: Callable[..., Any], backend: Backend, *, tokens_per_rank_max: int | None
-) -> NDArray[np.float32]:
-    """The log-probability of each document of the examples, in order: the weighted sum over its tokens.
-
-    Packs do not depend on the number of ranks, and every rank runs the model equally often: one that has no pack left
-    runs the last one once more, since the others may wait for its part of the weights.
-
-    Args:
-        examples: as they will be trained on.
-        scored: log-probabilities of the reference.
-        backend: whose ranks share the work.
-        tokens_per_rank_max: tokens of a pack; None runs each example by itself.
-    """
-    packs = [[number] for number in range(len(examples))]
-    if tokens_per_rank_max is not None and examples:
-        packs = pack([len(each) for each in examples], tokens_per_rank_max)
-    mine: dict[int, NDArray[np.float32]] = {}
-    for first in range(0, len(packs), backend.num_ranks):
-        members = packs[min(first + backend.rank, len(packs) - 1)]
-        together = microbatch([examples[number] for number in members]).to(backend.device)
-        with backend.computing():
-            sums_D, _ = document_logprobs(scored, together)
-        counts = [len(examples[number].document_starts) for number in members]
-        for number, part in zip(members, sums_D.float().cpu().split_with_sizes(counts), strict=True):
-            mine[number] = part.numpy()
-    of_all: dict[int, NDArray[np.float32]] = {}
-    # Rank 0 last: what two have computed is the same up to rounding, and all must have the same.
-    for each in reversed(backend.gather(mine)):
-        of_all |= each
-    return np.concatenate([of_all[number] for number in range(len(examples))] or [np.zeros(0, dtype=np.float32)])

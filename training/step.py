@@ -24,6 +24,7 @@ from training.algorithms.algorithm import Algorithm, Logprobs
 from training.data.batch import Batch, Microbatch
 from training.errors import NonFiniteError
 from training.metrics.records import StepRecord, ValidationRecord
+from training.models.forward import evaluating
 from training.models.forward import logprobs as whole_logprobs
 from training.parallel.backend import Backend
 
@@ -110,20 +111,18 @@ def validate(
     """
     started = time.perf_counter()
     logprobs = logprobs or partial(whole_logprobs, model)
-    was_training = model.training
-    model.eval()
     loss_sum = divisor = 0.0
     metrics: Counter[str] = Counter()
     num_weighted_tokens = 0
-    for batch in batches:
-        for microbatch in batch.microbatches:
-            with backend.computing():
-                part, metric_sums = algorithm.loss_sum(logprobs, microbatch.to(backend.device))
-            loss_sum += part.item()
-            metrics.update(metric_sums)
-        divisor += algorithm.divisor(batch)
-        num_weighted_tokens += batch.num_weighted_tokens
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            for microbatch in batch.microbatches:
+                with backend.computing():
+                    part, metric_sums = algorithm.loss_sum(logprobs, microbatch.to(backend.device))
+                loss_sum += part.item()
+                metrics.update(metric_sums)
+            divisor += algorithm.divisor(batch)
+            num_weighted_tokens += batch.num_weighted_tokens
     loss = backend.sum_over_ranks(loss_sum) / divisor
     _refuse_non_finite(step, validation_loss=loss)
     means = {name: backend.sum_over_ranks(total) / divisor for name, total in sorted(metrics.items())}

@@ -48,6 +48,17 @@ def values(model: nn.Module, microbatch: Microbatch, at_K: Tensor, weights_K: Te
     return logits(model, microbatch, at_K)[:, 0].float()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has dropout and noise off while entered, and the model as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def value_head(model: nn.Module) -> nn.Module | None:
     """The layer of transformers' sequence classifiers, however wrapped; None in a model of language."""
     inner = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)

@@ -23,7 +23,7 @@ from transformers import (
 from training.data.batch import Microbatch
 from training.errors import ModelError
 from training.models import attention as attention_per_document
-from training.models.forward import logits
+from training.models.forward import evaluating, logits
 
 Attention = Literal["documents", "sdpa", "eager", "flex", "flash"]
 IMPLEMENTATIONS: dict[Attention, str] = {"flex": "flex_attention", "flash": "flash_attention_2"}
@@ -148,11 +148,8 @@ def check_documents_stay_apart(model: nn.Module, where: str) -> None:
     Raises:
         ModelError: the second document saw the first.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         one, other = (_logits_of_second(model, first, where) for first in ([0, 1, 2], [3, 4, 5]))
-    model.train(was_training)
     rounding = LEAK_EPSILONS * torch.finfo(one.dtype).eps * one.abs().max()
     change = (one.float() - other.float()).abs().max()
     if not change <= rounding:

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from training.models.forward import evaluating
+
 ATTENTION = "sdpa"
 """transformers' own, which knows caches and padding; attention per document knows neither."""
 
@@ -107,9 +109,7 @@ def generate(
     scores_BS = torch.zeros_like(uniforms_BS, dtype=torch.float32)
     rows_R = torch.arange(len(prompts), device=device)
     is_done_R = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    was_training = model.training
-    model.eval()
-    with _attending(model):
+    with evaluating(model), _attending(model):
         for number in range(sampling.num_tokens_max):
             logits_RV = model(
                 input_ids=ids_RS,
@@ -138,7 +138,6 @@ def generate(
                 mask_RS, positions_RS = mask_RS[left], positions_RS[left]
             ids_RS, positions_RS = token_R[:, None], positions_RS[:, -1:] + 1
             mask_RS = torch.cat([mask_RS, torch.ones_like(mask_RS[:, :1])], dim=1)
-    model.train(was_training)
     tokens, logprobs = tokens_BS.cpu().numpy(), scores_BS.cpu().numpy()
     return [_completion(row, scored, sampling.stop_ids) for row, scored in zip(tokens, logprobs, strict=True)]
 

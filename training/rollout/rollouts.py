@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -36,12 +35,10 @@ from training.data.prompts import Prompt
 from training.errors import RewardError
 from training.metrics.records import StepRecord
 from training.parallel.backend import Backend
+from training.parallel.scores import scores
 from training.plan import Plan
 from training.rollout.credit import credit
 from training.rollout.episodes import Answer, Episodes, seed_of
-
-SAMPLE = "sample_D"
-"""Column with the number of each completion in its rollout."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,16 @@ class Rollouts:
         number, within = divmod(step, self.steps_per_rollout)
         if self._rollout is None or self._rollout.number != number:
             self._rollout = self._roll(number)
-        batch = self._loader(
-            self._rollout.examples, self.plan.samples_per_step, seed=(self.plan.seed + number) % 2**32
-        ).batch(within)
+        loader = Loader(
+            self._rollout.examples,
+            samples_per_step=self.plan.samples_per_step,
+            tokens_per_rank_max=self.plan.tokens_per_rank_max,
+            seed=(self.plan.seed + number) % 2**32,
+            rank=self.backend.rank,
+            num_ranks=self.backend.num_ranks,
+            packing=self.plan.packing,
+        )
+        batch = loader.batch(within)
         return replace(batch, step=step, epoch=step // self.steps_per_epoch)
 
     def described(self, record: StepRecord) -> StepRecord:
@@ -141,11 +145,7 @@ class Rollouts:
             return
         arrays = np.load(io.BytesIO(base64.b64decode(state["arrays"])), allow_pickle=False)
         ends = np.cumsum(arrays["lengths"])[:-1]
-        split = {
-            name: np.split(arrays[name], ends if name.rpartition("_")[2] != "D" else len(ends) + 1)
-            for name in arrays.files
-            if name != "lengths"
-        }
+        split = {name: np.split(arrays[name], ends) for name in arrays.files if name != "lengths"}
         ids, weights = split.pop("token_ids"), split.pop("weights")
         examples = [
             Example(ids[row], weights[row], where, columns={name: split[name][row] for name in split})
@@ -156,18 +156,6 @@ class Rollouts:
     @property
     def _path(self) -> Path:
         return Path(self.plan.out) / "completions.jsonl"
-
-    def _loader(self, examples: Sequence[Example], samples_per_step: int, *, seed: int | None = None) -> Loader:
-        return Loader(
-            examples,
-            samples_per_step=samples_per_step,
-            tokens_per_rank_max=self.plan.tokens_per_rank_max,
-            seed=seed or 0,
-            rank=self.backend.rank,
-            num_ranks=self.backend.num_ranks,
-            shuffle=seed is not None,
-            packing=self.plan.packing,
-        )
 
     def _roll(self, number: int) -> Rollout:
         started = time.perf_counter()
@@ -273,7 +261,7 @@ class Rollouts:
             np.concatenate([prompt.token_ids, completion.token_ids]),
             after_prompt(weight * answer.is_drawn),
             prompt.where,
-            columns={SAMPLED: after_prompt(completion.logprobs), SAMPLE: np.array([answer.number])},
+            columns={SAMPLED: after_prompt(completion.logprobs)},
         )
 
     def _with_logprobs(self, examples: Sequence[Example]) -> tuple[list[Example], NDArray[np.float32]]:
@@ -292,29 +280,17 @@ class Rollouts:
         apart = [np.abs(each.columns[POLICY] - each.columns[SAMPLED])[each.weights > 0] for each in complete]
         return complete, np.concatenate(apart)
 
-    @torch.no_grad()
     def _scores(self, examples: Sequence[Example], logprobs: Logprobs) -> list[NDArray[np.float32]]:
-        """Of each example what is said of each token that counts, in rows, 0 elsewhere; the ranks share the work."""
-        was_training = self.model.training
-        self.model.eval()
-        found: dict[int, NDArray[np.float32]] = {}
-        for microbatch in self._loader(examples, len(examples)).batch(0).microbatches:
-            here = microbatch.to(self.backend.device)
-            next_K = here.weights_T[1:].nonzero().squeeze(1) + 1
-            with self.backend.computing():
-                said_K = logprobs(here, next_K, None).float().view(len(next_K), -1)
-            column_T = torch.zeros(here.num_tokens, said_K.shape[1], device=next_K.device).index_copy(0, next_K, said_K)
-            if len(next_K):
-                lengths = microbatch.document_starts_D1.diff().tolist()
-                parts = column_T.cpu().split_with_sizes(lengths)
-                found |= {
-                    int(number): part.numpy().copy()
-                    for number, part in zip(microbatch.columns[SAMPLE], parts, strict=True)
-                }
-        self.model.train(was_training)
-        everyone = self.backend.gather(found)
-        merged = {number: column for each in everyone for number, column in each.items()}
-        return [merged[number] for number in range(len(examples))]
+        """Of each example what is said of each token that counts, in rows, 0 elsewhere."""
+        tokens = self.plan.tokens_per_rank_max if self.plan.packing else None
+        return scores(
+            examples,
+            logprobs,
+            model=self.model,
+            backend=self.backend,
+            tokens_per_rank_max=tokens,
+            keep=lambda example, said_TC: said_TC,
+        )
 
     def _write(
         self, step: int, asked: Sequence[Prompt], answers: Sequence[Answer], advantages: Sequence[float]
