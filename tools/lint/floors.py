@@ -73,6 +73,8 @@ WHEELS = {
     "transformers": 2,
     "deepspeed": 3,
     "torch.distributed": 3,
+    "jsonschema": 4,
+    "referencing": 4,
     "gguf": 6,
     "jsonargparse": 6,
     "matplotlib": 6,

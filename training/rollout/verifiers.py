@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 SECONDS_MAX = 5
@@ -48,15 +49,7 @@ judge(json.load(sys.stdin))
 """
 """What the process of a program runs: it reads program, test and a word, which it says once the test has ended."""
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-}
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def exact(prompt: Any, completion: str, *, answer: Any, **others: Any) -> float:
@@ -75,42 +68,49 @@ def matches(prompt: Any, completion: str, *, pattern: str, **others: Any) -> flo
     return float(re.fullmatch(pattern, completion, re.DOTALL) is not None)
 
 
-def follows_schema(prompt: Any, completion: str, *, schema: dict[str, Any], **others: Any) -> float:
-    """1.0 if the completion is JSON that follows the schema.
-
-    Of JSON Schema: type, enum, properties, required, additionalProperties (true or false), items.
+def follows_schema(prompt: Any, completion: str, *, schema: Any, **others: Any) -> float:
+    """1.0 if the completion is JSON that follows the schema, by draft 2020-12 of JSON Schema.
 
     Raises:
-        ValueError: the schema has another keyword, which would be ignored.
+        ValueError: that is no schema, or it has a keyword or a format that nobody would look at.
     """
+    judge = _validator(json.dumps(schema))
     try:
-        value = json.loads(completion)
+        return float(judge.is_valid(json.loads(completion, parse_constant=_is_no_json)))
     except (json.JSONDecodeError, RecursionError):
         return 0.0
-    return float(_follows(value, schema))
 
 
-def _follows(value: Any, schema: dict[str, Any]) -> bool:
-    known = {"type", "enum", "properties", "required", "additionalProperties", "items", "title", "description"}
-    if unknown := schema.keys() - known:
-        raise ValueError(f"the schema has {', '.join(sorted(unknown))}, of which nothing is known here")
-    if "type" in schema:
-        # In Python true is a number; in JSON it is not.
-        kinds = TYPES[schema["type"]]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            return False
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    if isinstance(value, dict):
-        named = schema.get("properties", {})
-        if not set(schema.get("required", ())) <= value.keys():
-            return False
-        if schema.get("additionalProperties") is False and not value.keys() <= named.keys():
-            return False
-        return all(_follows(each, named[key]) for key, each in value.items() if key in named)
-    if isinstance(value, list) and "items" in schema:
-        return all(_follows(each, schema["items"]) for each in value)
-    return True
+def _is_no_json(constant: str) -> None:
+    """For NaN and the like, which Python would read."""
+    raise json.JSONDecodeError("no JSON", constant, 0)
+
+
+@lru_cache
+def _validator(schema: str) -> Any:
+    """What judges by the schema, which is JSON here, so that the next completion need not have it checked again."""
+    # Here, as no other reward needs it.
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    # The draft's own schema of schemas, at every level of which nothing may be left over. It ignores what it does not
+    # know, and with it a keyword in which a letter is wrong.
+    strict = {
+        "$schema": DRAFT,
+        "$id": "urn:strict",
+        "$dynamicAnchor": "meta",
+        "$ref": DRAFT,
+        "properties": {
+            "$schema": {"const": DRAFT},
+            "format": {"enum": sorted(Draft202012Validator.FORMAT_CHECKER.checkers)},
+        },
+        "unevaluatedProperties": False,
+    }
+    value = json.loads(schema)
+    for error in Draft202012Validator(strict).iter_errors(value):
+        raise ValueError(f"no schema of draft 2020-12, at {error.json_path}: {error.message}")
+    # A registry of its own: without one, it would fetch what a schema refers to.
+    return Draft202012Validator(value, registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def passes_test(prompt: Any, completion: str, *, test: str, **others: Any) -> float:

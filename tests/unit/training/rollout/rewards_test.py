@@ -86,7 +86,7 @@ def test_a_directory_is_a_reward_model(tmp_path: Path) -> None:
     [
         ("nowhere.to.be:found", "ModuleNotFoundError: No module named 'nowhere'"),
         ("training.rollout.verifiers:exakt", "AttributeError: "),
-        ("training.rollout.verifiers:TYPES", "TypeError: TYPES is no function"),
+        ("training.rollout.verifiers:DRAFT", "TypeError: DRAFT is no function"),
         ("much*training.rollout.verifiers:exact", "ValueError: could not convert string to float: 'much'"),
         ("missing.py:reward", "FileNotFoundError: "),
     ],
@@ -139,9 +139,48 @@ def test_follows_schema(completion: str, expected: float) -> None:
     assert follows_schema("", completion, schema=SCHEMA) == expected
 
 
-def test_a_schema_that_says_more_than_is_understood_is_no_reward_of_0() -> None:
-    with pytest.raises(ValueError, match="the schema has maxLength, of which nothing is known here"):
-        follows_schema("", '"x"', schema={"type": "string", "maxLength": 3})
+@pytest.mark.parametrize(
+    ("schema", "follow", "do_not"),
+    [
+        ({"type": ["string", "null"]}, ['"x"', "null"], ["1", "[]"]),
+        ({"enum": [1]}, ["1", "1.0"], ["true", "2"]),
+        ({"type": "integer"}, ["1", "1.0", "-3"], ["1.5", "true", '"1"']),
+        ({"type": "number"}, ["1e3"], ["NaN", "Infinity", "false"]),
+        ({"type": "string", "maxLength": 3}, ['"abc"'], ['"abcd"']),
+        ({"type": "string", "format": "ipv4"}, ['"127.0.0.1"'], ['"localhost"']),
+        (
+            {"$defs": {"list": {"items": {"$ref": "#/$defs/list"}, "type": "array"}}, "$ref": "#/$defs/list"},
+            ["[]", "[[], [[]]]"],
+            ["[1]", "[" * 9000 + "]" * 9000, "[" * 400 + "]" * 400],
+        ),
+        (True, ["1"], ["one"]),
+    ],
+    ids=str,
+)
+def test_schemas_are_those_of_the_standard(schema: Any, follow: list[str], do_not: list[str]) -> None:
+    for expected, completions in ((1.0, follow), (0.0, do_not)):
+        for completion in completions:
+            assert follows_schema("", completion, schema=schema) == expected, completion
+
+
+@pytest.mark.parametrize(
+    ("schema", "got"),
+    [
+        ({"properties": {"a": {"items": {"maxLenght": 3}}}}, r"\$\.properties\.a\.items: .*'maxLenght' was unexpected"),
+        ({"type": "strin"}, r"\$\.type: 'strin' is not valid"),
+        ({"format": "phone"}, r"\$\.format: 'phone' is not one of"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, r"\$\['?\$schema'?\]: .* was expected"),
+        ("string", r"\$: 'string' is not of type"),
+    ],
+)
+def test_what_is_no_schema_is_no_reward_of_0(schema: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=f"^no schema of draft 2020-12, at {got}"):
+        follows_schema("", '"x"', schema=schema)
+
+
+def test_a_schema_elsewhere_is_not_fetched() -> None:
+    with pytest.raises(Exception, match=r"Unresolvable: http://127\.0\.0\.1:9/schema"):
+        follows_schema("", "1", schema={"$ref": "http://127.0.0.1:9/schema"})
 
 
 @pytest.mark.parametrize(
