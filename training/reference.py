@@ -37,6 +37,7 @@ from training.models.quantize import nf4
 from training.parallel.backend import Backend
 from training.parallel.scores import scores
 from training.plan import Plan
+from training.whole import whole
 
 Values = dict[str, NDArray[np.float32]]
 """For each set of examples, the log-probability of each of their documents."""
@@ -77,9 +78,8 @@ def with_reference(
     if values is None:
         values = _computed(plan, sets, model, scored, backend, tokenizer)
         if backend.rank == 0:
-            beside = file.with_suffix(".tmp")
-            save_file(values, beside, metadata={"examples": digest})
-            beside.replace(file)
+            with whole(file) as beside:
+                save_file(values, beside, metadata={"examples": digest})
     filled = {}
     for name, examples in sets.items():
         bounds = np.cumsum([0, *(len(each.document_starts) for each in examples)])

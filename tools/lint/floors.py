@@ -19,6 +19,7 @@ FLOORS = {
     "config": 0,
     "plan": 0,
     "schedule": 0,
+    "whole": 0,
     "data": 1,
     "algorithms": 1,
     "metrics": 1,

@@ -36,6 +36,7 @@ from training.checkpoint.manifest import TRASH, UNFINISHED
 from training.errors import ExportError
 from training.models.attention import DocumentStarts
 from training.models.forward import value_head
+from training.models.inner import inner
 from training.models.load import IMPLEMENTATIONS, leave_as_stored
 from training.models.lora import load_adapter, merged, save_adapter
 from training.models.quantize import computing_in_fp32, is_quantized, nf4
@@ -122,8 +123,8 @@ def _verify(
 ) -> None:
     """Loads what was written as a user would, and compares its logits and its tokenizer; errors call it `named`."""
     source = base_path if kind == "adapter" else written
-    inner = next(each for each in model.modules() if isinstance(each, PreTrainedModel))
-    trained_with = attention = inner.config._attn_implementation
+    base = inner(model)
+    trained_with = attention = base.config._attn_implementation
     if attention in IMPLEMENTATIONS.values():
         # Kernels of accelerators, of which not all compute in fp32; an export may be put together on the CPU.
         attention = "sdpa"
@@ -142,10 +143,10 @@ def _verify(
     if kind == "adapter":
         reloaded = load_adapter(cast(PreTrainedModel, reloaded), written)
     device = next(model.parameters()).device
-    inner.set_attn_implementation(attention)
+    base.set_attn_implementation(attention)
     with computing_in_fp32(model) if is_quantized(model) else nullcontext():
         expected, got = _probe(model, device), _probe(reloaded.to(device), device)
-    inner.set_attn_implementation(trained_with)
+    base.set_attn_implementation(trained_with)
     difference = ((expected - got).abs().max() / expected.abs().max()).item()
     tolerance = MERGE_TOLERANCE if kind == "merged" else 0.0
     if not difference <= tolerance:

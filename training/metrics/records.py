@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from training.whole import write_whole
+
 SCHEMA = 1
 """Raised when a key is renamed or changes its meaning; new keys do not raise it."""
 
@@ -125,12 +127,7 @@ def _drop_after(path: Path, step: int) -> None:
     """Rewrites the file without later records, through a second file, so that no crash can cut it."""
     kept = [line for line in _whole_lines(path) if step > 0 and _step_of(line) <= step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> int:

@@ -8,7 +8,6 @@ Plain text is cut into blocks, so there examples are blocks and the equation is 
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from training.metrics.progress import duration
 from training.metrics.records import CheckpointRecord, Record, StepRecord, ValidationRecord
+from training.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,7 @@ class RunSummary:
 
     def write(self, path: Path) -> None:
         """Writes summary.json in one piece."""
-        beside = path.with_suffix(".tmp")
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def summarize(

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from training.models.inner import inner
+
 NAME = "critic"
 """What the model calls it, and so what its weight is called in checkpoints."""
 
@@ -39,13 +41,13 @@ class Critic(nn.Module):
 
 def add_critic(model: nn.Module) -> None:
     """Gives the model in whatever wraps it a critic that is trained. After an adapter, which freezes what is there."""
-    inner = _inner(model)
-    inner.add_module(NAME, Critic(_head(inner).in_features).to(next(inner.parameters()).device))
+    trunk = inner(model)
+    trunk.add_module(NAME, Critic(_head(trunk).in_features).to(next(trunk.parameters()).device))
 
 
 def remove_critic(model: nn.Module) -> None:
     """Takes it away, as no export has it: what loads a language model has no place for it."""
-    delattr(_inner(model), NAME)
+    delattr(inner(model), NAME)
 
 
 @contextmanager
@@ -55,19 +57,19 @@ def critic_listening(model: nn.Module) -> Iterator[list[Tensor]]:
     The critic runs inside the model's own call, and its values leave with the model's output: a backend that gathers
     weights for a call, and again when a gradient arrives for what it returned, gathers those of the critic too.
     """
-    inner, heard = _inner(model), list[Tensor]()
+    trunk, heard = inner(model), list[Tensor]()
 
     def listen(head: nn.Module, given: tuple[Any, ...]) -> None:
-        heard.append(getattr(inner, NAME)(given[0])[0])
+        heard.append(getattr(trunk, NAME)(given[0])[0])
 
     def pass_on(module: nn.Module, given: Any, outputs: Any) -> Any:
         outputs["values"] = heard[-1]
         return outputs
 
     hooks = [
-        _head(inner).register_forward_pre_hook(listen),
+        _head(trunk).register_forward_pre_hook(listen),
         # Before the hooks of what wraps the model, which look at its output.
-        inner.register_forward_hook(pass_on, prepend=True),
+        trunk.register_forward_hook(pass_on, prepend=True),
     ]
     try:
         yield heard
@@ -76,9 +78,5 @@ def critic_listening(model: nn.Module) -> Iterator[list[Tensor]]:
             each.remove()
 
 
-def _head(inner: PreTrainedModel) -> Any:
-    return inner.get_output_embeddings()  # type: ignore[no-untyped-call]  # it declares no types
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    return next(each for each in model.modules() if isinstance(each, PreTrainedModel))
+def _head(trunk: PreTrainedModel) -> Any:
+    return trunk.get_output_embeddings()  # type: ignore[no-untyped-call]  # it declares no types

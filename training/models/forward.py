@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from training.data.batch import Microbatch
 from training.models.attention import DocumentStarts
 from training.models.critic import critic_listening
 from training.models.head import ChunkedHead
+from training.models.inner import inner
 
 
 def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None) -> Tensor:
@@ -61,8 +61,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def value_head(model: nn.Module) -> nn.Module | None:
     """The layer of transformers' sequence classifiers, however wrapped; None in a model of language."""
-    inner = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)
-    head: nn.Module | None = getattr(inner, "score", None)
+    head: nn.Module | None = getattr(inner(model), "score", None)
     return head
 
 

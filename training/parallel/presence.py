@@ -20,6 +20,7 @@ import torch
 from torch import distributed, nn
 
 from training.parallel.shards import part_of
+from training.whole import write_whole
 
 SCHEMA = 1
 
@@ -72,6 +73,4 @@ def present(device: torch.device, trained: Iterable[nn.Parameter]) -> Presence:
 def write_run(path: Path, *, plan: Mapping[str, Any], first_step: int, ranks: Sequence[Presence]) -> None:
     """Writes run.json in one piece."""
     content = {"schema": SCHEMA, "plan": plan, "first_step": first_step, "ranks": [asdict(each) for each in ranks]}
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")

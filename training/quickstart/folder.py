@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from training.errors import ConfigError
+from training.whole import write_whole
 
 STATE = "quickstart.json"
 
@@ -37,9 +38,7 @@ class State:
 
     def write(self, folder: Path) -> None:
         """Writes the state in one piece."""
-        beside = folder / f"{STATE}.tmp"
-        beside.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(folder / STATE)
+        write_whole(folder / STATE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     def describe(self) -> str:
         """The run in a few words."""

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from training.metrics.records import Record, StepRecord, ValidationRecord
 from training.quickstart.report import Rewarded
+from training.whole import whole
 
 INCHES, DOTS_PER_INCH = (11.0, 4.2), 100
 TRAINING, HELD_OUT = "#8aa4c8", "#c2410c"
@@ -35,9 +36,8 @@ def draw(
     left, right = figure.subplots(1, 2)
     _losses(left, records, title=title, loss_unit=loss_unit, held_out=held_out)
     _rewards(right, rewarded)
-    beside = path.with_suffix(".tmp")
-    figure.savefig(beside, format="png")
-    beside.replace(path)
+    with whole(path) as beside:
+        figure.savefig(beside, format="png")
 
 
 def _losses(axes: Axes, records: Iterable[Record], *, title: str, loss_unit: str, held_out: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.whole import write_whole
+
 
 class Prompt(NamedTuple):
     """Something held out that the model is asked before and after."""
@@ -74,6 +76,4 @@ class Task:
 
 def write_jsonl(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Writes one line a sample, in one piece: a file that is there is whole."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples))

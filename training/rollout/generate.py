@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from training.models.forward import evaluating
+from training.models.inner import inner
 
 ATTENTION = "sdpa"
 """transformers' own, which knows caches and padding; attention per document knows neither."""
@@ -213,23 +213,18 @@ def stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
     A chat model's turn often ends with another token than a document, and only the latter is the tokenizer's.
     """
-    named = getattr(_inner(model).generation_config, "eos_token_id", None)
+    named = getattr(inner(model).generation_config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return frozenset(each for each in [tokenizer.eos_token_id, *several] if each is not None)
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers in whatever wraps it."""
-    return next(each for each in model.modules() if isinstance(each, PreTrainedModel))
 
 
 @contextmanager
 def _attending(model: nn.Module) -> Iterator[None]:
     """Has the model attend by transformers' own attention while entered, whichever it is trained with."""
-    inner = _inner(model)
-    before = inner.config._attn_implementation
-    inner.set_attn_implementation(before if before == "eager" else ATTENTION)
+    base = inner(model)
+    before = base.config._attn_implementation
+    base.set_attn_implementation(before if before == "eager" else ATTENTION)
     try:
         yield
     finally:
-        inner.set_attn_implementation(before)
+        base.set_attn_implementation(before)

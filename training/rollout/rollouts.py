@@ -39,6 +39,7 @@ from training.parallel.scores import scores
 from training.plan import Plan
 from training.rollout.credit import credit
 from training.rollout.episodes import Answer, Episodes, seed_of
+from training.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,4 @@ def _drop_from(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, "".join(kept))
