@@ -3,10 +3,12 @@
 The parity tests hold all of it against real architectures; here each promise is by itself, and so is what breaks it.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +226,48 @@ def with_weights_gathered(kind: str, world: World, **options: Any) -> None:
 )
 def test_gathered_weights_are_sent_once_for_many_passes(kind: str, options: dict[str, Any]) -> None:
     launch(partial(with_weights_gathered, kind, **options), 2, method="fork")
+
+
+class Large(nn.Module):
+    """Forty-eight mebibytes, so that a copy of it shows among what a process has in memory."""
+
+    _no_split_modules = ("Linear",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(1024, 1024, bias=False) for _ in range(12)])
+
+
+BYTES_OF_ONE, BYTES_OF_ALL = 4 * 2**20, 48 * 2**20
+M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+
+
+def memory(which: str) -> int:
+    """Bytes that this process has in memory, now (VmRSS) or at most since it was forgotten (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{which}:"))) * 1024
+
+
+def growth_while_put_together(kind: str, world: World) -> list[int]:
+    """Of each rank, by how many bytes what it has in memory grows at most while rank 0 gets the whole model."""
+    # What is freed goes back to the kernel from this size on; glibc otherwise raises it to that of what was freed.
+    assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20) == 1
+    with backend_of(kind, world, **({"stage": 3} if kind == "deepspeed" else {})) as backend:
+        model = backend.wrap(Large())
+        backend.wrap_optimizer(model, adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-4, fused=True))
+        backend.gather(None)
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        whole = backend.whole(model, Large)
+        assert (whole is not None) == (backend.rank == 0)
+        return backend.gather(memory("VmHWM") - before)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+def test_a_model_is_put_together_on_one_rank_and_a_weight_at_a_time(kind: str) -> None:
+    """By the whole process, as the kernel counts it: what no profiler of tensors sees is memory as well."""
+    first, *others = launch(partial(growth_while_put_together, kind), 2, method="fork")
+    assert first + BYTES_OF_ONE >= BYTES_OF_ALL
+    assert first <= BYTES_OF_ALL + 5 * BYTES_OF_ONE
+    assert all(growth <= 5 * BYTES_OF_ONE for growth in others)

@@ -4,6 +4,7 @@ What a feature computes has its oracle in the unit tests. Here it meets the load
 export, each of which could undo it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ RANKS: dict[str, dict[str, Any]] = {
 }
 FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no packing": ({}, {"packing": False}),
+    "attention sdpa": ({}, {"attention": "sdpa"}),
+    "attention eager": ({}, {"attention": "eager"}),
     "loss in chunks": ({}, {"loss_chunk_tokens": 8}),
     "loss in chunks, lora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2), "loss_chunk_tokens": 8}),
     "qlora": ({"lora": LoraConfig(rank=2)}, {"lora": LoraConfig(rank=2), "quantization": "nf4"}),
@@ -65,7 +68,7 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """Of each feature, the plan without it and with it."""
 
-SAME_NUMBERS = {"no packing", "loss in chunks", "loss in chunks, lora"}
+SAME_NUMBERS = {"no packing", "attention sdpa", "attention eager", "loss in chunks", "loss in chunks, lora"}
 """Features that change how numbers are computed, and none of the numbers."""
 
 
@@ -81,10 +84,25 @@ def assert_same(ours: list[StepRecord], theirs: list[StepRecord]) -> None:
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=RANKS_FP32_RELATIVE)
 
 
+@pytest.fixture(scope="module")
+def plain_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], list[StepRecord]]:
+    """Trains without a feature, once for all those that are compared with the same."""
+    runs: dict[str, list[StepRecord]] = {}
+
+    def plain(without: dict[str, Any]) -> list[StepRecord]:
+        if str(without) not in runs:
+            runs[str(without)] = trained(planned(tmp_path_factory.mktemp("plain"), **SINGLE, **without))
+        return runs[str(without)]
+
+    return plain
+
+
 @pytest.mark.parametrize("feature", FEATURES)
-def test_every_backend_trains_the_same_run_with_it(tmp_path: Path, feature: str) -> None:
+def test_every_backend_trains_the_same_run_with_it(
+    tmp_path: Path, plain_runs: Callable[[dict[str, Any]], list[StepRecord]], feature: str
+) -> None:
     without, with_it = FEATURES[feature]
-    plain = trained(planned(tmp_path, **SINGLE, **without, out=str(tmp_path / "plain")))
+    plain = plain_runs(without)
     single = trained(planned(tmp_path, **SINGLE, **with_it, out=str(tmp_path / "single")))
     if feature in SAME_NUMBERS:
         assert_same(single, plain)

@@ -25,6 +25,9 @@ from training.models.tiny import save_tiny
 WORDS = ["sft", "--model", "base", "--data", "chat.jsonl", "--out", "out", "--device", "cpu", "--num-threads", "1"]
 
 
+BAD = {"messages": [{"role": "bot", "content": "?"}]}
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A directory with a model and conversations, as a person would have it."""
@@ -69,8 +72,11 @@ def test_full_fine_tuning_end_to_end(place: Path) -> None:
 
 def test_lora_end_to_end_leaves_an_adapter_and_a_merged_model_that_agree(place: Path) -> None:
     words = ["--lora", "--rank", "4", "--num-steps", "3", "--learning-rate-peak=1e-2", "--precision", "bf16"]
-    ran = typed(*WORDS, *words, where=place)
+    with (place / "chat.jsonl").open("a") as file:
+        file.write(f"{json.dumps(BAD)}\n")
+    ran = typed(*WORDS, *words, "--on-bad-sample=skip", where=place)
     assert (ran.returncode, ran.stderr) == (0, "")
+    assert "17 samples read, skipped: 1 unknown role" in ran.stdout
     ids_1T = torch.tensor([[5, 6, 7, 8, 9, 10]])
     base: Any = AutoModelForCausalLM.from_pretrained(place / "base")
     before = logits(base, ids_1T)
@@ -80,9 +86,13 @@ def test_lora_end_to_end_leaves_an_adapter_and_a_merged_model_that_agree(place: 
     torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signal_saves_and_the_printed_command_goes_on_from_there(place: Path, number: signal.Signals) -> None:
-    words = [*WORDS, "--num-steps", "4000", "--samples-per-step", "2", "--export", "none", "--shape", "constant"]
+@pytest.mark.parametrize(
+    ("number", "lora"), [(signal.SIGINT, []), (signal.SIGTERM, ["--lora", "--rank", "4"]), (signal.SIGUSR1, [])]
+)
+def test_signal_saves_and_the_printed_command_goes_on_from_there(
+    place: Path, number: signal.Signals, lora: list[str]
+) -> None:
+    words = [*WORDS, "--num-steps", "4000", "--samples-per-step", "2", "--export", "none", "--shape", "constant", *lora]
     process = subprocess.Popen(
         command(*words), cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -100,7 +110,9 @@ def test_signal_saves_and_the_printed_command_goes_on_from_there(place: Path, nu
     stopped = max(record.step for record in records_of(place / "out"))
     assert 3 <= stopped < 4000
     assert f"stopped by {number.name}; {stopped} of 4000 steps are saved. To go on:\n" in "".join(said)
-    assert (place / f"out/checkpoints/step-{stopped:08d}").is_dir()
+    saved = load_file(place / f"out/checkpoints/step-{stopped:08d}/parameters.safetensors")
+    assert saved
+    assert all(("lora_" in name) == bool(lora) for name in saved), "what is trained, and nothing else"
 
     printed = shlex.split(said[-1])
     assert printed[:3] == ["python", "-m", "training"]
@@ -110,17 +122,14 @@ def test_signal_saves_and_the_printed_command_goes_on_from_there(place: Path, nu
     assert [record.step for record in records_of(place / "out")] == list(range(1, stopped + 3))
 
 
-def test_bad_sample_stops_with_its_line_or_is_counted(place: Path) -> None:
-    write_jsonl(place / "chat.jsonl", [*sums(5), {"messages": [{"role": "bot", "content": "?"}]}])
+def test_bad_sample_stops_with_its_line(place: Path) -> None:
+    write_jsonl(place / "chat.jsonl", [*sums(5), BAD])
     ran = typed(*WORDS, where=place)
     assert ran.returncode == SampleError.exit_code
     assert ran.stderr.splitlines()[-1].startswith(
         "error: chat.jsonl:6: message 1 has role 'bot'; expected system, user"
     )
     assert "Traceback" not in ran.stderr
-    ran = typed(*WORDS, "--on-bad-sample=skip", "--export", "none", where=place)
-    assert ran.returncode == 0, ran.stderr
-    assert "6 samples read, skipped: 1 " in ran.stdout
 
 
 def test_help_and_refusal_are_answered_without_importing_torch(place: Path) -> None:

@@ -206,6 +206,19 @@ def test_refusal_is_one_line_with_exit_code_2(command: str, capsys: pytest.Captu
     )
 
 
+@pytest.mark.parametrize("attention", ["flex", "flash"])
+def test_attention_in_a_kernel_of_accelerators_is_refused_on_a_cpu(
+    attention: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*LEAST, "--attention", attention, "--precision", "bf16", "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: model.attention: {attention}, on cpu, w")
+    assert said.err.endswith(
+        "; expected documents, sdpa or eager. hint: leave it out: attention per document is exact everywhere\n"
+    )
+
+
 def test_impossible_value_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LEAST, "--samples-per-step", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: batch.samples_per_step: 0; expected")

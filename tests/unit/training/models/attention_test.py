@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from training.errors import ModelError
 from training.models.attention import DocumentStarts, documents_attention
@@ -89,3 +90,15 @@ def test_a_layer_that_looks_ahead_is_refused() -> None:
 def test_starts_that_do_not_cover_the_pack_are_a_mistake_of_ours() -> None:
     with pytest.raises(RuntimeError, match="split_sizes"):
         documents_attention(nn.Identity(), *projections(6), None, document_starts=DocumentStarts([0, 5]))
+
+
+def test_flex_has_a_forward_pass_on_cpus_and_no_backward_pass_which_is_why_it_is_refused_there() -> None:
+    """If torch learns it, this turns red, and the plan may let it be."""
+    query, key, value = projections(6, num_groups=4)
+    still = [each.detach() for each in (query, key, value)]
+    with pytest.warns(UserWarning, match="called without torch.compile"):
+        got = flex_attention(*still)
+    expected = nn.functional.scaled_dot_product_attention(*still)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(NotImplementedError, match="does not support backward on CPU"):
+        flex_attention(query, key, value)

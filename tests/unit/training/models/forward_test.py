@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from tests.support.examples import random_examples
-from tests.support.tolerances import LEAK, LOGPROB_FP32
+from tests.support.tolerances import GRADIENT_FP32, LEAK, LOGPROB_FP32
 from training.data.batch import microbatch
+from training.data.example import Example
 from training.models.forward import logits, value_head, values
 from training.models.load import Attention
 from training.models.tiny import Architecture, tiny_model
@@ -31,6 +32,28 @@ def test_packed_logprobs_equal_unpacked_ones(architecture: Architecture, attenti
     packed = logprobs(logits(model, microbatch(EXAMPLES)))
     alone = torch.cat([logprobs(logits(model, microbatch([example]))) for example in EXAMPLES])
     torch.testing.assert_close(packed, alone, atol=LOGPROB_FP32, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_packed_gradients_equal_unpacked_ones(architecture: Architecture, attention: Attention) -> None:
+    """Of a sum in which each token of the vocabulary has a weight of its own at each position."""
+
+    def gradients(*packs: list[Example]) -> dict[str, Tensor]:
+        model = tiny_model(architecture)
+        model.set_attn_implementation(attention)
+        position = 0
+        for pack in packs:
+            scores = logprobs(logits(model, microbatch(pack)))
+            at = torch.arange(position, position + scores.numel()).view_as(scores)
+            (scores * (at * 0.37).sin()).sum().backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            position += scores.numel()
+        return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+    packed, alone = gradients(EXAMPLES), gradients(*([each] for each in EXAMPLES))
+    assert packed.keys() == alone.keys()
+    for name, gradient in alone.items():
+        assert (packed[name] - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), name
 
 
 @torch.no_grad()
