@@ -1,6 +1,7 @@
 """Compiled layers: the run of those that are not, on every backend that takes them, and no pack is compiled for anew.
 
-What is compiled is kept in a directory that all processes of this test share, so that most find it there.
+What is compiled is kept in a directory that all processes of this test share, so that most find it there. What else
+they would each spend seconds on, their parent does once, before they fork.
 """
 
 import os
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch._dynamo.callback
+import torch._inductor.compile_fx  # so that forked processes need not spend seconds on it
 import torch._inductor.config
 from torch import nn
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
 import training.parallel.fsdp  # noqa: F401 - so that forked ranks need not spend seconds on it
 from tests.subsystem.processes import forked, records_of, tensors_of
@@ -31,6 +34,8 @@ from training.recipes import train
 # Layers meet packs of other lengths with other numbers of documents at every step of these runs.
 torch._dynamo.config.error_on_recompile = True
 torch._inductor.config.compile_threads = 1
+# Which instructions this processor has, for which a program is built for each and loaded by a Python of its own.
+valid_vec_isa_list()
 
 TRAINING_ALONE = {"validation_fraction": 0.0, "validation_steps_between": None}
 """Evaluation is compiled by itself, once, which takes as long again."""
@@ -48,8 +53,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FEATURES: dict[str, tuple[dict[str, Any], float]] = {
-    "an adapter with dropout": ({"lora": LoraConfig(rank=4, dropout=0.1)}, RANKS_FP32_RELATIVE),
-    "noise and a loss in chunks": ({"neftune_alpha": 5.0, "loss_chunk_tokens": 32}, RANKS_FP32_RELATIVE),
+    "an adapter with dropout, noise and a loss in chunks": (
+        {"lora": LoraConfig(rank=4, dropout=0.1), "neftune_alpha": 5.0, "loss_chunk_tokens": 32},
+        RANKS_FP32_RELATIVE,
+    ),
     "bf16": ({"precision": "bf16"}, SMOKE_CURVE_BF16_RELATIVE),
 }
 """What else a run may have, and how near the two runs with it are."""
