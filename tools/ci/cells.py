@@ -48,11 +48,24 @@ class Cell:
     depth: str | None = None
     target: str | None = None
     refusal: Refusal | None = None
+    claims: tuple[str, ...] = ()
+    """Names of what its verdict must claim: a verdict's own list would be as good as it likes."""
 
     @property
     def key(self) -> str:
         """What it is called among all cells: cpu/sft_lora_fsdp_x2."""
         return f"{self.variant}/{self.name}"
+
+    @property
+    def accelerator(self) -> str:
+        """What its target asks for, which ends the name of one that asks for more than a cpu."""
+        return accelerator_of(self.target or self.name)
+
+
+def accelerator_of(name: str) -> str:
+    """The accelerator that a target or a cell asks for, by its name."""
+    last = name.rpartition(".")[2]
+    return last if last.startswith("gpu-") else "cpu"
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,17 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """Something that a model under training drew, and what it was worth."""
+
+    prompt: str
+    """What it was asked; of several messages, a line for each."""
+    completion: str
+    rewards: dict[str, float]
+    """By name, not weighted."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """All claims of one run of a cell, and what it measured."""
 
@@ -105,6 +129,31 @@ class Verdict:
     hardware: dict[str, Any] = field(default_factory=dict)
     route: str = ""
     """Of a cell of the cpu that was sent to a simulated pool of cards: what that proves, and that is not the cell."""
+    completions: tuple[Completion, ...] = ()
+    """A few of what it learned from last, where it draws what it learns from."""
+
+    def against(self, cell: Cell) -> str:
+        """Why this verdict does not prove a cell of the matrix, or an empty string.
+
+        One that asked for 4 cards and ran on 1 is about another cell, and one that leaves out a claim has not looked.
+        """
+        for name in ("recipe", "framework", "cards", "features"):
+            wanted, got = getattr(cell, name), getattr(self.cell, name)
+            if wanted != got:
+                return f"the matrix says {name} {wanted!r}, its verdict {got!r}"
+        if cell.target and self.target != cell.target:
+            return f"the matrix says target {cell.target}, its verdict {self.target}"
+        return self.problem or self._owed(cell.claims)
+
+    def _owed(self, names: tuple[str, ...]) -> str:
+        made = [claim.name for claim in self.claims]
+        if not names:
+            return "nothing says which claims it must make. hint: ./bazelw build //tests/smoke:matrix"
+        if absent := [name for name in names if name not in made]:
+            return f"it makes {len(set(names) & set(made))} of {len(names)} claims; without {', '.join(absent)}"
+        if odd := [name for at, name in enumerate(made) if name not in names or name in made[:at]]:
+            return f"it claims {odd[0]}, which the matrix does not ask for once"
+        return ""
 
     @property
     def problem(self) -> str:
@@ -194,6 +243,7 @@ def parse_verdict(raw: bytes | str, where: str) -> Verdict:
         versions=_take(record, "versions", dict, where),
         hardware=_take(record, "hardware", dict, where),
         route=str(record.get("route") or ""),
+        completions=tuple(_completion(*each) for each in _entries(record, "completions", where, default=[])),
     )
 
 
@@ -218,8 +268,10 @@ def _take(record: dict[str, Any], name: str, kind: type | tuple[type, ...], wher
     return value
 
 
-def _entries(record: dict[str, Any], name: str, where: str) -> list[tuple[dict[str, Any], str]]:
-    entries = _take(record, name, list, where)
+def _entries(
+    record: dict[str, Any], name: str, where: str, default: list[Any] | None = None
+) -> list[tuple[dict[str, Any], str]]:
+    entries = _take({name: default, **record} if default is not None else record, name, list, where)
     for at, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise BadFile(f"{where}: {name}[{at}] is {entry!r}; expected an object")
@@ -238,6 +290,7 @@ def _cell(entry: dict[str, Any], where: str) -> Cell:
         depth=entry.get("depth"),
         target=entry.get("target"),
         refusal=_refusal(refusal, where) if refusal else None,
+        claims=tuple(entry.get("claims") or ()),
     )
 
 
@@ -275,6 +328,21 @@ def _point(entry: dict[str, Any], where: str) -> Point:
         step=_take(entry, "step", int, where),
         loss=_number(entry, "loss", where),
         gradient_norm=_number(entry, "gradient_norm", where),
+    )
+
+
+def _completion(entry: dict[str, Any], where: str) -> Completion:
+    rewards = _take(entry, "rewards", dict, where)
+    prompt = _take(entry, "prompt", (str, list), where)
+    if isinstance(prompt, list):
+        prompt = "\n".join(
+            f"{_take(message, 'role', str, said)}: {message.get('content')}"
+            for message, said in _entries(entry, "prompt", where)
+        )
+    return Completion(
+        prompt=prompt,
+        completion=_take(entry, "completion", str, where),
+        rewards={str(name): _number(rewards, name, f"{where}: rewards") for name in rewards},
     )
 
 

@@ -12,11 +12,18 @@ from html import escape
 from itertools import combinations, pairwise
 from statistics import median
 
-from tools.ci.plots import distance, spark
+from tools.ci.cells import Point
+from tools.ci.plots import distance, spark, stretches
 from tools.ci.store import Record
 
 #: How many measurements before the newest a time is held against.
 WINDOW = 5
+
+#: How many curves of a cell are drawn over each other, the newest.
+CURVES = 8
+
+#: Times the usual that all phases of a cell may write, and by how much more: a log is a line longer, now and then.
+BYTES_RATIO, BYTES_LEAST = 1.5, 100_000
 
 #: Below this a phase is never called slower: a machine that does something else for a moment is not a drift.
 SECONDS_LEAST = 1.0
@@ -36,12 +43,13 @@ class Drift:
 
 @dataclass(frozen=True)
 class Past:
-    """A cell's seconds over commits as a plot, for the page."""
+    """A cell's seconds over commits as a plot, and its curves before the newest, for the page."""
 
     svg: str
     first: str
     last: str
     says: str
+    curves: tuple[tuple[Point, ...], ...] = ()
 
 
 def drifts(records: Sequence[Record], ratio: float) -> list[Drift]:
@@ -57,6 +65,7 @@ def drifts(records: Sequence[Record], ratio: float) -> list[Drift]:
         if before:
             found += _loss(newest, before[-1])
             found += _phases(newest, before[-WINDOW:], ratio)
+            found += _bytes(newest, before[-WINDOW:])
     return sorted([*found, *_rows(records)], key=lambda drift: drift.cell)
 
 
@@ -80,12 +89,14 @@ def past_of(history: Sequence[Record]) -> Past | None:
     if any(marked):
         commits = ", ".join(record.commit for record, bad in zip(history, marked, strict=True) if bad)
         says += f" A line through it marks a loss that left its curve: {commits}."
-    return Past(spark(seconds, marked, f"Seconds of {last.cell} over commits"), first.commit, last.commit, says)
+    before = tuple(record.curve for record in history[-CURVES:-1] if record.curve)
+    return Past(spark(seconds, marked, f"Seconds of {last.cell} over commits"), first.commit, last.commit, says, before)
 
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #565a62; } .head { font-size: 14px; fill: #1b1d21; }
-path { fill: none; stroke: #1b1d21; stroke-width: 1.5; } circle { fill: #17703a; } .bad { fill: #b3202c; }
+path { fill: none; stroke: #1b1d21; stroke-width: 1.5; } circle { fill: #17703a; }
+.past { stroke: #8a8f98; stroke-width: 1; } .bad { fill: #b3202c; }
 rect { fill: #fdfcfa; }
 @media (prefers-color-scheme: dark) {
   text { fill: #a9adb5; } .head { fill: #e9e8e4; } path { stroke: #e9e8e4; }
@@ -94,7 +105,7 @@ rect { fill: #fdfcfa; }
 
 
 def over_commits(history: Sequence[Record]) -> str:
-    """A cell's last loss and its seconds over commits, as an SVG file of its own."""
+    """A cell's last loss and seconds over commits, and its newest curves over each other, as an SVG file of its own."""
     last = history[-1]
     panels = (
         ("last loss", [record.curve[-1].loss if record.curve else math.nan for record in history], 60.0),
@@ -105,9 +116,10 @@ def over_commits(history: Sequence[Record]) -> str:
         drawn += _panel(name, values, top, history)
     drawn.append(f'<text x="110" y="266">{escape(history[0].commit)} {escape(history[0].date)}</text>')
     drawn.append(f'<text x="620" y="266" text-anchor="end">{escape(last.commit)} {escape(last.date)}</text>')
+    drawn += _curves(history[-CURVES:], 300.0)
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 280" role="img" '
-        f'aria-label="{escape(last.cell)} over commits"><style>{STYLE}</style><rect width="640" height="280"/>'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 460" role="img" '
+        f'aria-label="{escape(last.cell)} over commits"><style>{STYLE}</style><rect width="640" height="460"/>'
         + "".join(drawn)
         + "</svg>\n"
     )
@@ -140,6 +152,37 @@ def _panel(name: str, values: Sequence[float], top: float, history: Sequence[Rec
     return drawn
 
 
+def _curves(history: Sequence[Record], top: float) -> list[str]:
+    """The curves of some measurements over each other, 120 high; the newest is dark, and seen where it leaves them."""
+    points = [point for record in history for point in record.curve if math.isfinite(point.loss)]
+    if not points:
+        return []
+    low, high = min(point.loss for point in points), max(point.loss for point in points)
+    first, last = min(point.step for point in points), max(point.step for point in points)
+    drawn = [
+        f'<text x="20" y="{top + 64:g}">loss</text>',
+        f'<text x="110" y="{top + 142:g}">step {first}, {len(history)} curves, the newest dark</text>',
+        f'<text x="620" y="{top + 142:g}" text-anchor="end">{last}</text>',
+    ]
+    drawn += [
+        f'<text x="100" y="{y:g}" text-anchor="end">{end:.4g}</text>' for y, end in ((top + 4, high), (top + 124, low))
+    ]
+    for record in history:
+        name = "" if record is history[-1] else ' class="past"'
+        says = escape(f"{record.commit} {record.date}")
+        for part in stretches(record.curve):
+            places = [
+                (
+                    110 + 510 * (point.step - first) / max(last - first, 1),
+                    top + 120 * (1 - (point.loss - low) / ((high - low) or 1.0)),
+                )
+                for point in part
+            ]
+            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            drawn.append(f'<path{name} d="M{line}"><title>{says}</title></path>')
+    return drawn
+
+
 def _loss(newest: Record, before: Record) -> Iterable[Drift]:
     far = distance(newest.curve, before.curve)
     if far is None:
@@ -153,14 +196,24 @@ def _loss(newest: Record, before: Record) -> Iterable[Drift]:
 
 
 def _phases(newest: Record, before: Sequence[Record], ratio: float) -> Iterable[Drift]:
-    for name, seconds in newest.phases:
-        usual = [was for record in before for phase, was in record.phases if phase == name]
+    for name, seconds in ((phase.name, phase.seconds) for phase in newest.phases):
+        usual = [phase.seconds for record in before for phase in record.phases if phase.name == name]
         if usual and seconds > ratio * median(usual) and seconds > median(usual) + SECONDS_LEAST:
             yield Drift(
                 newest.cell,
                 f"{name} took {seconds:.1f} s at {newest.commit}, {seconds / median(usual):.1f} times the usual "
                 f"{median(usual):.1f} s",
             )
+
+
+def _bytes(newest: Record, before: Sequence[Record]) -> Iterable[Drift]:
+    """All phases together, since a checkpoint that is written beside training ends in one or in the next."""
+    written, known = newest.bytes_written, [each.bytes_written for each in before if each.bytes_written is not None]
+    if written is None or not known:
+        return
+    usual = median(known)
+    if written > BYTES_RATIO * usual and written > usual + BYTES_LEAST:
+        yield Drift(newest.cell, f"{written:,} bytes were written at {newest.commit}, usually {usual:,.0f}")
 
 
 def _rows(records: Sequence[Record]) -> Iterable[Drift]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.ci.cells import accelerator_of
+
 Event = dict[str, Any]
 
 #: Bazel's exit codes after which the event file tells the whole story: success, tests failed, no test found.
@@ -25,8 +27,17 @@ TEST_STATUSES = ("PASSED", "FLAKY", "FAILED", "TIMEOUT")
 #: What a test left beside its report, as a folder or packed.
 UNDECLARED = ("test.outputs", "test.outputs__outputs.zip")
 
-#: Options that leave targets out of a run although a pattern names them.
-FILTERS = ("--test_tag_filters", "--test_size_filters", "--test_timeout_filters", "--test_lang_filters")
+#: The option that leaves targets out of a run by their tags.
+TAG_FILTER = "--test_tag_filters"
+
+#: Options that leave targets out by what no cell of the matrix says of itself.
+FILTERS = ("--test_size_filters", "--test_timeout_filters", "--test_lang_filters")
+
+#: Names that stand for all targets of a package.
+WILD = ("all", "all-targets", "*")
+
+#: The tag of what a pattern with dots leaves out.
+MANUAL = "manual"
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Result:
     unproven: str = ""
     reports: list[Path] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
+    ran: list[tuple[float, float]] = field(default_factory=list)
+    """When each of its shards began and ended, in seconds since 1970; nothing that the cache answered for."""
     outputs: list[Path] = field(default_factory=list)
 
     @property
@@ -69,8 +82,7 @@ class Result:
     @property
     def accelerator(self) -> str:
         """What the target asks for, which ends the name of one that asks for more than a cpu."""
-        last = self.label.rpartition(".")[2]
-        return last if last.startswith("gpu-") else "cpu"
+        return accelerator_of(self.label)
 
 
 @dataclass(frozen=True)
@@ -79,18 +91,33 @@ class Build:
 
     command: str = ""
     patterns: tuple[str, ...] = ()
+    suites: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The tests of each suite that a pattern names."""
+    tag_filters: tuple[str, ...] = ()
+    """Tags of which a test needs one, and with a `-` those that it must not have."""
     filtered: bool = False
+    """True if tests were left out by something else, so that nobody can say which."""
     started_ms: int = 0
     seconds: float = 0.0
     ending: str = "cut off"
 
-    def asks_for(self, label: str) -> bool:
-        """True if the patterns of the command cover a target; a later one decides, and `-` takes away."""
+    def asks_for(self, label: str, tags: frozenset[str]) -> bool:
+        """True if the command covers a test: by patterns, of which a later one decides and `-` takes away, and by tags.
+
+        What is manual is covered by its name alone, or by a suite's.
+        """
         asked = False
         for pattern in self.patterns:
-            if _covers(pattern.removeprefix("-"), label):
+            name = pattern.removeprefix("-")
+            by_name = _covers(name, label) and (MANUAL not in tags or not _is_wild(name))
+            if by_name or label in self.suites.get(_whole(name), ()):
                 asked = not pattern.startswith("-")
-        return asked
+        return asked and not self.filtered and self._lets_through(tags)
+
+    def _lets_through(self, tags: frozenset[str]) -> bool:
+        without = {each.removeprefix("-") for each in self.tag_filters if each.startswith("-")}
+        with_one_of = {each for each in self.tag_filters if not each.startswith("-")}
+        return not tags & without and (not with_one_of or bool(tags & with_one_of))
 
 
 def read_events(path: Path) -> list[Event]:
@@ -109,16 +136,23 @@ def build_of(events: Iterable[Event]) -> Build:
     told: dict[str, Any] = {}
     patterns: list[str] = []
     options: list[str] = []
+    suites: dict[str, frozenset[str]] = {}
     for event in events:
+        for suite in event.get("expanded", {}).get("testSuiteExpansions", []):
+            suites[suite["suiteLabel"]] = frozenset(suite.get("testLabels", []))
         patterns += event["id"].get("pattern", {}).get("pattern", []) if "id" in event else []
         options += event.get("optionsParsed", {}).get("cmdLine", [])
         told.update({name: event[name] for name in ("started", "finished") if name in event})
+    filters = [option.partition("=")[2] for option in options if option.split("=")[0] == TAG_FILTER]
     started, finished = told.get("started", {}), told.get("finished")
     started_ms = int(started.get("startTimeMillis", 0))
     finished_ms = int((finished or {}).get("finishTimeMillis", started_ms))
     return Build(
         command=" ".join(["bazel", started["command"], *patterns]) if "command" in started else "",
         patterns=tuple(patterns),
+        suites=suites,
+        # Of an option that is given twice the last holds.
+        tag_filters=tuple(filter(None, filters[-1].split(","))) if filters else (),
         filtered=any(option.split("=")[0] in FILTERS for option in options),
         started_ms=started_ms,
         seconds=(finished_ms - started_ms) / 1000,
@@ -192,9 +226,19 @@ def _covers(pattern: str, label: str) -> bool:
     if wanted == "..." or wanted.endswith("/..."):
         below = wanted.removesuffix("...").removesuffix("/")
         return not below or package == below or package.startswith(f"{below}/")
-    if colon and wanted_name in ("all", "all-targets", "*"):
+    if colon and wanted_name in WILD:
         return package == wanted
-    return (package, name) == (wanted, wanted_name if colon else wanted.rpartition("/")[2])
+    return f"//{package}:{name}" == _whole(pattern)
+
+
+def _is_wild(pattern: str) -> bool:
+    """True if a pattern is for whatever is there."""
+    return pattern.endswith("...") or pattern.rpartition(":")[2] in WILD
+
+
+def _whole(pattern: str) -> str:
+    """The label that a pattern without a wildcard names."""
+    return pattern if ":" in pattern else f"{pattern}:{pattern.rpartition('/')[2]}"
 
 
 def _labels(event: Event) -> list[str]:
@@ -205,7 +249,11 @@ def _labels(event: Event) -> list[str]:
 def _add_shard(result: Result, told: Event) -> None:
     """Adds the cases and files of one shard; a report that cannot be read is a failure, since it may hide anything."""
     result.cached = bool(told.get("cachedLocally") or told.get("executionInfo", {}).get("cachedRemotely"))
-    result.seconds += float(str(told.get("testAttemptDuration", "0s")).removesuffix("s"))
+    seconds = float(str(told.get("testAttemptDuration", "0s")).removesuffix("s"))
+    result.seconds += seconds
+    began = int(told.get("testAttemptStartMillisEpoch", 0)) / 1000
+    if began and not result.cached:
+        result.ran.append((began, began + seconds))
     try:
         files = {each.get("name"): _path(each.get("uri", "")) for each in told.get("testActionOutput", [])}
         if "test.xml" in files:

@@ -65,6 +65,7 @@ def record(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
         "num_passed": sum(result.num_passed for result in run.results),
         "num_failed": len(run.failures),
         "tiers": [vars(tier) for tier in views.tiers_of(run)],
+        "lanes": [vars(lane) for lane in views.lanes_of(run)],
         "cell_states": views.states_of(run.outcomes),
         "targets": [_target(result) for result in run.results],
         "cells": [_cell(outcome) for outcome in run.outcomes if outcome.state != "refused"],
@@ -126,6 +127,10 @@ def markdown(run: Run, facts: Mapping[str, str]) -> str:
     for tier in views.tiers_of(run):
         numbers = (tier.num_targets, tier.num_passed, tier.num_failed, tier.num_cached, tier.num_unproven)
         lines.append(f"| {tier.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |")
+    for lane in views.lanes_of(run):
+        over = "**over its budget**, " if lane.seconds > lane.seconds_max else ""
+        lines += ["", f"Smoke tests that block a change, {lane.accelerator}: {lane.seconds:,.0f} s of "]
+        lines[-1] += f"{lane.seconds_max:,.0f} s; {over}{lane.num_ran:,} ran, {lane.num_cached:,} cached."
     if run.outcomes:
         states = {state: count for state, count in views.states_of(run.outcomes).items() if count}
         lines += ["", "Smoke cells: " + ", ".join(f"**{count:,}** {state}" for state, count in states.items()) + "."]

@@ -5,23 +5,27 @@
     ./bazelw run //tools/ci:history -- prove        enters the proven cells into docs/proofs, one file for each hardware
 
 Verdicts come from the last run's build events, or from a folder (`--verdicts`) where pytest alone left them: this needs
-no more than a Python, so that it also runs where a card is and Bazel is not.
+no more than a Python, so that it also runs where a card is and Bazel is not. Which claims each must make is then read
+from a file (`--matrix`). `append --from` adds what other machines have appended to stores of their own.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tools.ci.cells import VERDICT_FILE, BadFile, Verdict, parse_verdict, verdicts_in
+from tools.ci.cells import VERDICT_FILE, BadFile, Verdict, parse_verdict, read_matrix, verdicts_in
 from tools.ci.checkout import commit_of
 from tools.ci.drift import by_cell, drifts, over_commits
 from tools.ci.last_run import EVENTS, read_run
 from tools.ci.proofs import FOLDER, prove
-from tools.ci.store import append, default_store, read_store, record_of
+from tools.ci.store import Record, append, default_store, read_store, record_of
 
 OUT = Path(".plumbline/history")
+
+#: Where Bazel leaves the matrix.
+MATRIX = Path("bazel-bin/tests/smoke/matrix.json")
 
 
 def main(arguments: list[str]) -> int:
@@ -32,10 +36,14 @@ def main(arguments: list[str]) -> int:
     try:
         if options.do == "compare":
             return _compare(store, workspace / options.out, options.seconds_ratio)
-        verdicts = _verdicts(workspace, options.verdicts, options.events, options.file)
+        if options.do == "append" and options.others:
+            return _append(store, _records_of(workspace / each for each in options.others))
+        judged = _judged(workspace, options)
         if options.do == "append":
-            return _append(store, verdicts, workspace)
-        return _prove(verdicts, workspace)
+            commit = commit_of(workspace)
+            at = (commit.name, commit.date) if commit else ("no commit", "")
+            return _append(store, [record_of(verdict, *at, problem) for verdict, problem in judged])
+        return _prove(judged, workspace)
     except (BadFile, OSError) as error:
         print(f"history: {error}", file=sys.stderr)
         return 2
@@ -49,7 +57,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         action.add_argument("--events", type=Path, default=EVENTS, help="what --build_event_json_file wrote")
         action.add_argument("--verdicts", type=Path, help="a folder with verdict files, instead of a run of Bazel")
         action.add_argument("--file", default=VERDICT_FILE, help="their name; benchmark.json for the benchmark's")
+        action.add_argument("--matrix", type=Path, default=MATRIX, help="says which claims verdicts in a folder owe")
         action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
+    actions.choices["append"].add_argument(
+        "--from", dest="others", type=Path, nargs="+", help="stores whose measurements are added, instead of a run's"
+    )
     action = actions.add_parser("compare", help="say what drifted and draw each cell over commits")
     action.add_argument("--store", type=Path, help="the history; by default history.jsonl in bazelw's cache")
     action.add_argument("--out", type=Path, default=OUT, help="folder for the plots")
@@ -57,29 +69,71 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _verdicts(workspace: Path, folder: Path | None, events: Path, file: str) -> list[Verdict]:
-    """The verdicts of a run of Bazel or below a folder.
+def _judged(workspace: Path, options: argparse.Namespace) -> list[tuple[Verdict, str]]:
+    """The verdicts of a run of Bazel or below a folder, each with why it proves nothing.
 
     Raises:
         BadFile: there is none, or one cannot be read.
     """
-    if folder:
-        verdicts = [parse_verdict(raw, where) for where, raw in verdicts_in(workspace / folder, file)]
-    else:
-        run = read_run(workspace / events)
-        verdicts = [outcome.verdict for outcome in run.outcomes if outcome.verdict]
-    if not verdicts:
-        raise BadFile(
-            f"{workspace / (folder or events)}: there is no verdict. hint: ./bazelw test //tests/smoke/... --config=ci"
+    if options.verdicts:
+        found = verdicts_in(workspace / options.verdicts, options.file)
+        verdicts = [parse_verdict(raw, where) for where, raw in found]
+        # Cells of another tier are in no matrix: what they owe is for their own test to say.
+        of_matrix = options.file == VERDICT_FILE
+        judged = (
+            _by_matrix(verdicts, workspace / options.matrix)
+            if of_matrix
+            else [(verdict, verdict.problem) for verdict in verdicts]
         )
-    return verdicts
+    else:
+        run = read_run(workspace / options.events)
+        judged = [
+            (each.verdict, "" if each.state == "proven" else each.why or each.state)
+            for each in run.outcomes
+            if each.verdict
+        ]
+    if not judged:
+        where = workspace / (options.verdicts or options.events)
+        raise BadFile(f"{where}: there is no verdict. hint: ./bazelw test //tests/smoke/... --config=ci")
+    return judged
 
 
-def _append(store: Path, verdicts: Sequence[Verdict], workspace: Path) -> int:
-    commit = commit_of(workspace)
-    name, date = (commit.name, commit.date) if commit else ("no commit", "")
-    added = append(store, [record_of(verdict, name, date) for verdict in verdicts])
-    there = len(verdicts) - added
+def _by_matrix(verdicts: Sequence[Verdict], path: Path) -> list[tuple[Verdict, str]]:
+    """Each verdict with why it does not prove its cell of the matrix."""
+    if not verdicts:
+        return []
+    if not path.exists():
+        raise BadFile(
+            f"{path}: is not there, so nothing says which claims a verdict must make. hint: ./bazelw build "
+            "//tests/smoke:matrix, or python -m tests.smoke.generate json > FILE and --matrix FILE"
+        )
+    cells = {cell.key: cell for cell in read_matrix(path)}
+    return [
+        (verdict, verdict.against(cells[verdict.cell.key]) if verdict.cell.key in cells else "it is not in the matrix")
+        for verdict in verdicts
+    ]
+
+
+def _records_of(stores: Iterable[Path]) -> list[Record]:
+    """What is in some stores.
+
+    Raises:
+        BadFile: one is not there or holds a line that is no record.
+    """
+    found = []
+    for path in stores:
+        if not path.exists():
+            raise BadFile(f"{path}: is not there; expected a store that `history append` wrote")
+        records, problems = read_store(path)
+        if problems:
+            raise BadFile("\n".join(problems))
+        found += records
+    return found
+
+
+def _append(store: Path, records: Sequence[Record]) -> int:
+    added = append(store, records)
+    there = len(records) - added
     print(f"{added} measurements added to {store}; {there} were there already, as a cached result is no new one")
     return 0
 
@@ -102,11 +156,11 @@ def _compare(store: Path, out: Path, ratio: float) -> int:
     return 1 if found or problems else 0
 
 
-def _prove(verdicts: Sequence[Verdict], workspace: Path) -> int:
+def _prove(judged: Sequence[tuple[Verdict, str]], workspace: Path) -> int:
     commit = commit_of(workspace, ignoring=(str(FOLDER),))
     if commit is None:
         raise BadFile(f"{workspace}: is no git checkout; expected one, since a proof is of a commit")
-    for path in prove(workspace / FOLDER, verdicts, commit):
+    for path in prove(workspace / FOLDER, judged, commit):
         print(path)
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.ci.cells import BadFile, Cell, Verdict, parse_verdict, read_matrix, verdicts_in
-from tools.ci.events import Build, Failure, Result, build_of, of_bazel, outputs_of, read_events, results_of
+from tools.ci.events import MANUAL, Build, Failure, Result, build_of, of_bazel, outputs_of, read_events, results_of
 
 #: Where --config=ci lets Bazel write the events, below the workspace.
 EVENTS = Path(".plumbline/events.json")
@@ -17,9 +17,15 @@ EVENTS = Path(".plumbline/events.json")
 #: The target that writes every cell of the smoke tier, refused ones included.
 MATRIX = "//tests/smoke:matrix"
 
+#: How the labels of cells begin.
+CELLS = "//tests/smoke:smoke."
+
+#: What a target is guilty of that ran and proved nothing.
+SILENT = "its target passed, and left no verdict"
+
 #: What can be said of a cell, the worst first.
 STATES = {
-    "failed": "it ran, and a claim does not hold",
+    "failed": "a claim does not hold, or its test never got to say so",
     "missing": "it should have been proven in this run, and there is no verdict",
     "unproven": "allowed, and this machine cannot run it",
     "left out": "allowed, and this run was not asked for it",
@@ -102,19 +108,29 @@ def _outcomes(build: Build, results: list[Result], matrix: list[Path]) -> list[O
     try:
         if matrix:
             cells = read_matrix(matrix[0])
-        elif build.asks_for(MATRIX) and any(label.startswith("//tests/smoke") for label in by_label):
-            _fail(results, by_label, MATRIX, "no matrix file, so nothing can be said to be missing")
+        elif any(label.startswith(CELLS) and not result.unproven for label, result in by_label.items()):
+            _fail(
+                results,
+                by_label,
+                MATRIX,
+                f"no matrix file, so nothing can be said to be missing. hint: add {MATRIX} to what is tested",
+            )
     except (OSError, BadFile) as error:
         _fail(results, by_label, MATRIX, str(error))
     verdicts: defaultdict[str, list[Verdict]] = defaultdict(list)
     known = {cell.key: cell for cell in cells}
+    targets = {cell.target for cell in cells}
     for result in list(results):
-        for verdict in filter(lambda each: not each.route, _verdicts(result)):
+        left = [each for each in _verdicts(result) if not each.route]
+        for verdict in left:
             verdicts[verdict.cell.key].append(verdict)
             if not cells:
                 known[verdict.cell.key] = verdict.cell
             elif verdict.cell.key not in known:
                 result.failed.append(Failure(f"its verdict is about {verdict.cell.key}, which is not in the matrix"))
+        ran = result.label.startswith(CELLS) and not (result.unproven or result.failed)
+        if ran and not left and result.label not in targets:
+            result.failed.append(Failure(f"missing: {SILENT}"))
     outcomes = [_outcome(cell, build, by_label, verdicts[key]) for key, cell in known.items()]
     for outcome in outcomes:
         _count(outcome, results, by_label)
@@ -141,7 +157,7 @@ def _outcome(cell: Cell, build: Build, results: dict[str, Result], verdicts: lis
         return Outcome(cell, "refused", f"{refusal.field}: {refusal.got}; expected {refusal.expected}", None, result)
     if verdicts:
         verdict = verdicts[-1]
-        problem = "two verdicts are about it" if len(verdicts) > 1 else _mismatch(cell, verdict) or verdict.problem
+        problem = "two verdicts are about it" if len(verdicts) > 1 else verdict.against(cell)
         if not problem and result and result.failed:
             problem = str(result.failed[0])
         return Outcome(cell, "failed" if problem else "proven", problem, verdict, result)
@@ -150,21 +166,20 @@ def _outcome(cell: Cell, build: Build, results: dict[str, Result], verdicts: lis
     if result and result.failed:
         return Outcome(cell, "failed", str(result.failed[0]), None, result)
     if result:
-        return Outcome(cell, "missing", "its target passed, and left no verdict", None, result)
-    if cell.depth == "blocking" and build.asks_for(label) and not build.filtered:
+        return Outcome(cell, "missing", SILENT, None, result)
+    if build.asks_for(label, _tags(cell)):
         return Outcome(cell, "missing", "the run was asked for it, and never got to its target")
     return Outcome(cell, "left out", "the full depth has it" if cell.depth == "full" else "not asked for")
 
 
-def _mismatch(cell: Cell, verdict: Verdict) -> str:
-    """How a verdict differs from the cell that it claims to be about: one that asked for 4 cards and ran on 1 fails."""
-    for name in ("recipe", "framework", "cards", "features"):
-        wanted, got = getattr(cell, name), getattr(verdict.cell, name)
-        if wanted != got:
-            return f"the matrix says {name} {wanted!r}, its verdict {got!r}"
-    if cell.target and verdict.target != cell.target:
-        return f"the matrix says target {cell.target}, its verdict {verdict.target}"
-    return ""
+def _tags(cell: Cell) -> frozenset[str]:
+    """The tags of a cell's target, as its macro gives them: what a filter of a lane goes by."""
+    tags = {"smoke", cell.accelerator}
+    if cell.depth != "blocking":
+        tags.add(MANUAL)
+    if cell.accelerator != "cpu" and cell.cards > 1:
+        tags.add("multi-gpu")
+    return frozenset(tags)
 
 
 def _count(outcome: Outcome, results: list[Result], by_label: dict[str, Result]) -> None:

@@ -18,7 +18,6 @@ import jinja2
 from markupsafe import Markup, escape
 
 from tools.ci import views
-from tools.ci.cells import Verdict
 from tools.ci.drift import Past
 from tools.ci.last_run import STATES, Outcome, Run
 from tools.ci.plots import Plot, curves, distance
@@ -26,8 +25,15 @@ from tools.ci.proofs import Ledger
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-#: How much of a log or a trace is shown: its end, where the reason is.
+#: How much of a log or a trace is shown: its end, where the reason is. Of what is green, enough to see that it ran.
 TAIL_LINES, TAIL_CHARACTERS = 200, 16_000
+GREEN_LINES, GREEN_CHARACTERS = 12, 1_200
+
+#: All logs of a page together, those of what is red first: a page is to be opened, on a phone too.
+LOGS_CHARACTERS = 2_000_000
+
+#: How many completions of a cell are shown, and how much of each text.
+COMPLETIONS_MAX, COMPLETION_CHARACTERS = 4, 600
 
 #: Colours, cursor movements and the like, which a terminal would take for itself and a page may not hold.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -87,12 +93,14 @@ def render(
         cell_states=states,
         about={name: count for name, count in states.items() if name not in ("left out", "refused")},
         tiers=[_tier(tier) for tier in views.tiers_of(run)],
+        lanes=views.lanes_of(run),
         failures=failures,
         missing=missing,
         infrastructure=infrastructure,
         grids=grids,
         panels=panels,
         distances=_distances(run),
+        several_variants=len({panel["variant"] for panel in panels}) > 1,
         allowed=f"{100 * _along(1.0):.1f}",
         phases=phases,
         slowest=slowest,
@@ -169,20 +177,37 @@ def plain(thing: Any) -> Any:
     return CONTROL.sub("", thing) if isinstance(thing, str) and not isinstance(thing, Markup) else thing
 
 
-def tail(text: str) -> str:
+def tail(text: str, num_lines: int = TAIL_LINES, num_characters: int = TAIL_CHARACTERS) -> str:
     """The end of a text, where a failure has its reason, and how much was left out."""
     lines = plain(text).splitlines()
-    kept = "\n".join(lines[-TAIL_LINES:])[-TAIL_CHARACTERS:]
+    kept = "\n".join(lines[-num_lines:])[-num_characters:]
     left_out = len(lines) - kept.count("\n") - 1
     return f"… {left_out} lines before\n{kept}" if left_out > 0 else kept
 
 
-def log(path: Path) -> str:
-    """The end of a log file."""
-    try:
-        return tail(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        return f"It cannot be read: {error}"
+def shortened(text: str) -> str:
+    """The beginning of a text that a model was given or drew."""
+    return text if len(text) <= COMPLETION_CHARACTERS else f"{text[:COMPLETION_CHARACTERS]} …"
+
+
+class Logs:
+    """Ends of log files, as many as a page has room for."""
+
+    def __init__(self) -> None:
+        """Begins with all of it."""
+        self._room = LOGS_CHARACTERS
+
+    def __call__(self, path: Path, green: bool = False) -> str:
+        """The end of a log file, and that of what is green a short one."""
+        if self._room <= 0:
+            return "It is left out: the page has no room for more logs."
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            return f"It cannot be read: {error}"
+        kept = tail(text, GREEN_LINES, GREEN_CHARACTERS) if green else tail(text)
+        self._room -= len(kept)
+        return kept
 
 
 def wbr(text: str) -> Markup:
@@ -209,7 +234,8 @@ def _environment(
     filters: dict[str, Callable[..., Any]] = {
         "anchor": lambda outcome: anchors.get(id(outcome), ""),
         "bytes": num_bytes,
-        "curve": _curve,
+        "curve": lambda outcome: _curve(outcome, past.get(outcome.cell.key)),
+        "completions": lambda verdict: verdict.completions[:COMPLETIONS_MAX],
         "distance": lambda verdict: distance(verdict.curve, verdict.golden),
         "features": features,
         "figure": figure,
@@ -217,7 +243,8 @@ def _environment(
         "kind": lambda outcome: kind(outcome, elsewhere),
         "proof": lambda outcome: _proof(outcome, elsewhere),
         "label": wbr,
-        "log": log,
+        "log": Logs(),
+        "shortened": shortened,
         "tail": tail,
         "took": took,
         "value": value,
@@ -339,5 +366,8 @@ def _phases(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _curve(verdict: Verdict) -> Plot | None:
-    return curves([verdict.curve], verdict.golden, f"Loss of {verdict.cell.name}")
+def _curve(outcome: Outcome, past: Past | None) -> Plot | None:
+    verdict = outcome.verdict
+    if not verdict:
+        return None
+    return curves([verdict.curve], verdict.golden, f"Loss of {verdict.cell.name}", past.curves if past else ())

@@ -25,12 +25,14 @@ class Plot:
     last: int
 
 
-def curves(lines: Sequence[Sequence[Point]], golden: Sequence[Point], says: str) -> Plot | None:
-    """Loss curves over their golden one, which is the broad line below. None if there is no finite loss to draw.
+def curves(
+    lines: Sequence[Sequence[Point]], golden: Sequence[Point], says: str, past: Sequence[Sequence[Point]] = ()
+) -> Plot | None:
+    """Loss curves over past ones and their golden one, the broad line below. None if there is no finite loss to draw.
 
     A loss that is not finite is a gap with a mark at the upper edge: a diverging run must not look like a short one.
     """
-    points = [point for line in [*lines, golden] for point in line]
+    points = [point for line in [*lines, golden, *past] for point in line]
     losses = [point.loss for point in points if math.isfinite(point.loss)]
     if not losses:
         return None
@@ -42,9 +44,12 @@ def curves(lines: Sequence[Sequence[Point]], golden: Sequence[Point], says: str)
         up = (point.loss - low) / ((high - low) or 1.0)
         return round(across * WIDTH, 1), round((1 - up) * (HEIGHT - 8) + 4, 1)
 
-    drawn = [f'<path class="golden" d="{_path([place(p) for p in part])}"/>' for part in _finite(golden)]
+    drawn = [f'<path class="golden" d="{_path([place(p) for p in part])}"/>' for part in stretches(golden)]
+    # What many commits share is drawn once.
+    before = dict.fromkeys(_path([place(p) for p in part]) for line in past for part in stretches(line))
+    drawn += [f'<path class="past" d="{path}"/>' for path in before]
     for line in lines:
-        drawn += [f'<path class="line" d="{_path([place(p) for p in part])}"/>' for part in _finite(line)]
+        drawn += [f'<path class="line" d="{_path([place(p) for p in part])}"/>' for part in stretches(line)]
         lost = [point.step for point in line if not math.isfinite(point.loss)]
         drawn += [f'<path class="lost" d="M{(at - first) / max(last - first, 1) * WIDTH:g} 2v12"/>' for at in lost]
     return Plot(_svg(drawn, says), low, high, first, last)
@@ -86,7 +91,7 @@ def _apart(loss: float, held_against: float) -> float:
     return abs(loss - held_against) / (abs(held_against) or 1.0)
 
 
-def _finite(line: Sequence[Point]) -> list[list[Point]]:
+def stretches(line: Sequence[Point]) -> list[list[Point]]:
     """The stretches of a curve between its losses that are not finite."""
     parts: list[list[Point]] = [[]]
     for point in line:

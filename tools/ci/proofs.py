@@ -62,17 +62,23 @@ def read_ledger(path: Path) -> Ledger:
     return ledger
 
 
-def prove(folder: Path, verdicts: Sequence[Verdict], commit: Commit) -> list[Path]:
+def prove(folder: Path, judged: Sequence[tuple[Verdict, str]], commit: Commit) -> list[Path]:
     """Enters the proven among some verdicts into the ledgers of their hardware; returns the files that were written.
+
+    Args:
+        folder: of the ledgers.
+        judged: each verdict with why it does not prove its cell of the matrix, empty if it does.
+        commit: that was proven.
 
     Raises:
         BadFile: files differ from the commit, so what was proven is not what it holds; or nothing was proven.
     """
     if commit.changed:
         raise BadFile(f"files differ from {commit.id[:10]}; expected a clean checkout. hint: commit, test, prove again")
-    proven = [verdict for verdict in verdicts if not verdict.problem]
+    proven = [verdict for verdict, problem in judged if not problem]
     if not proven:
-        raise BadFile(f"none of {len(verdicts)} verdicts is proven; expected at least one. hint: look at the report")
+        why = f" {judged[0][0].cell.key}: {judged[0][1]}." if judged else ""
+        raise BadFile(f"none of {len(judged)} verdicts is proven; expected at least one.{why} hint: look at the report")
     folder.mkdir(parents=True, exist_ok=True)
     return [
         _enter(folder / f"{name}.json", [each for each in proven if fingerprint(each.hardware) == name], commit)

@@ -80,7 +80,7 @@ def known_of(workspace: Path, store: Path, run: Run) -> Known:
     name = commit.name if commit else "this run"
     for outcome in run.outcomes:
         if outcome.verdict:
-            now = record_of(outcome.verdict, name, "")
+            now = record_of(outcome.verdict, name, "", "" if outcome.state == "proven" else outcome.why)
             history = histories.get((now.cell, now.hardware), [])
             if history and now.digest not in {record.digest for record in history}:
                 history = [*history, now]

@@ -35,6 +35,16 @@ DIGITS = 9
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What one phase took."""
+
+    name: str
+    seconds: float
+    bytes_written: int | None = None
+    """None where it was measured before bytes were kept."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One measured run of a cell."""
 
@@ -47,13 +57,19 @@ class Record:
     proven: bool
     tolerance: float
     curve: tuple[Point, ...]
-    phases: tuple[tuple[str, float], ...]
+    phases: tuple[Spent, ...]
     digest: str
 
     @property
     def seconds(self) -> float:
         """What all phases took together."""
-        return sum(seconds for _, seconds in self.phases)
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def bytes_written(self) -> int | None:
+        """What all phases wrote together, if that was kept of each."""
+        written = [phase.bytes_written for phase in self.phases]
+        return sum(each for each in written if each is not None) if written and None not in written else None
 
 
 def default_store(environment: Mapping[str, str]) -> Path:
@@ -76,8 +92,15 @@ def fingerprint(hardware: Mapping[str, Any]) -> str:
     return f"{count}x-{words[:40].rstrip('-')}-{digest}"
 
 
-def record_of(verdict: Verdict, commit: str, date: str) -> Record:
-    """A verdict as it is kept. Its digest is of what was measured, so that the same measurement is known again."""
+def record_of(verdict: Verdict, commit: str, date: str, problem: str) -> Record:
+    """A verdict as it is kept. Its digest is of what was measured, so that the same measurement is known again.
+
+    Args:
+        verdict: what was measured.
+        commit: at which.
+        date: of the commit.
+        problem: why it proves nothing; empty if it is a measure for what comes later.
+    """
     measured = [[asdict(point) for point in verdict.curve], [asdict(phase) for phase in verdict.phases]]
     text = json.dumps([verdict.cell.key, measured, verdict.hardware, verdict.versions, verdict.seed], sort_keys=True)
     return Record(
@@ -87,10 +110,10 @@ def record_of(verdict: Verdict, commit: str, date: str) -> Record:
         commit=commit,
         date=date,
         hardware=fingerprint(verdict.hardware),
-        proven=not verdict.problem,
+        proven=not problem,
         tolerance=verdict.tolerance,
         curve=verdict.curve,
-        phases=tuple((phase.name, phase.seconds) for phase in verdict.phases),
+        phases=tuple(Spent(phase.name, phase.seconds, phase.bytes_written) for phase in verdict.phases),
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],
     )
 
@@ -121,7 +144,8 @@ def append(path: Path, fresh: Iterable[Record]) -> int:
         if problems:
             raise BadFile("\n".join([*problems, f"hint: repair or delete these lines of {path}, then append again"]))
         known = {(record.cell, record.digest) for record in records}
-        added = [record for record in fresh if (record.cell, record.digest) not in known]
+        once = {(record.cell, record.digest): record for record in fresh}
+        added = [record for key, record in once.items() if key not in known]
         if added:
             _replace(path, "".join(_bounded([*records, *added])))
     return len(added)
@@ -148,6 +172,7 @@ def _bounded(records: Sequence[Record]) -> list[str]:
 def _line(record: Record) -> str:
     entry = asdict(record)
     entry["curve"] = [[point.step, _short(point.loss), _short(point.gradient_norm)] for point in record.curve]
+    entry["phases"] = [[phase.name, phase.seconds, phase.bytes_written] for phase in record.phases]
     return json.dumps({"schema": SCHEMA, **entry}, allow_nan=False, separators=(",", ":")) + "\n"
 
 
@@ -164,7 +189,7 @@ def _parsed(line: str) -> Record:
         Point(int(step), *(math.nan if number is None else float(number) for number in (loss, norm)))
         for step, loss, norm in entry["curve"]
     )
-    entry["phases"] = tuple((str(name), float(seconds)) for name, seconds in entry["phases"])
+    entry["phases"] = tuple(Spent(str(name), float(seconds), *written) for name, seconds, *written in entry["phases"])
     return Record(**entry)
 
 

@@ -4,7 +4,7 @@ What is the same for thousands of cells is said once. No markup here; templates/
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -13,6 +13,9 @@ from tools.ci.cells import Cell, Phase
 from tools.ci.events import Failure, Result
 from tools.ci.last_run import STATES, Outcome, Run
 from tools.ci.plots import Plot, curves, distance
+
+#: Seconds that two cores may be busy with the cells of the cpu that block a change, and a machine with its cards'.
+SMOKE_SECONDS_MAX = {"cpu": 15 * 60.0, "gpu": 30 * 60.0}
 
 #: Frameworks in the order in which they share more of a step; others follow by name.
 FRAMEWORKS = ("single", "ddp", "fsdp", "deepspeed")
@@ -33,19 +36,39 @@ class Tier:
 
 
 @dataclass(frozen=True)
+class Lane:
+    """The smoke tests of one accelerator that block a change: how long a run was busy with them, and may be."""
+
+    accelerator: str
+    seconds: float
+    seconds_max: float
+    num_ran: int
+    num_cached: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of a grid that learn the same way with the same features."""
+
+    recipe: str
+    features: tuple[str, ...]
+    outcomes: list[Outcome | None]
+
+
+@dataclass(frozen=True)
 class Grid:
-    """The cells of one variant that a run was about: a row for each set of features, a column for framework × cards."""
+    """The cells of one variant that a run was about: rows are recipe and features, columns framework and cards."""
 
     variant: str
     columns: list[tuple[str, list[int]]]
-    rows: list[tuple[tuple[str, ...], list[Outcome | None]]]
+    rows: list[Row]
     num_left_out: int
     num_refused: int
 
     @property
     def outcomes(self) -> list[Outcome]:
         """Its cells that are not refused."""
-        return [each for _, row in self.rows for each in row if each and each.state != "refused"]
+        return [each for row in self.rows for each in row.outcomes if each and each.state != "refused"]
 
 
 @dataclass
@@ -65,6 +88,7 @@ class Reason:
         shared = [
             word
             for word, same in (
+                (first.recipe, all(each.recipe == first.recipe for each in self.cells)),
                 (first.variant, all(each.variant == first.variant for each in self.cells)),
                 (first.framework, all(each.framework == first.framework for each in self.cells)),
                 (f"×{first.cards}", all(each.cards == first.cards for each in self.cells)),
@@ -78,6 +102,7 @@ class Reason:
 class Panel:
     """The loss curves of the cells that differ in framework and cards alone, over their golden one."""
 
+    recipe: str
     variant: str
     features: tuple[str, ...]
     outcomes: list[Outcome]
@@ -124,6 +149,49 @@ def tiers_of(run: Run) -> list[Tier]:
     ]
 
 
+def lanes_of(run: Run) -> list[Lane]:
+    """How long the smoke tests that block a change took, by accelerator, where any of them ran or was cached."""
+    deep = {each.cell.target for each in run.outcomes if each.cell.depth == "full"}
+    lanes: defaultdict[str, list[Result]] = defaultdict(list)
+    for result in run.results:
+        if result.tier == "smoke" and result.label not in deep and (result.ran or result.cached):
+            lanes[result.accelerator].append(result)
+    shares = _shares(run.results)
+    return [
+        Lane(
+            name,
+            sum(shares.get(each.label, 0.0) for each in those),
+            SMOKE_SECONDS_MAX.get(name, SMOKE_SECONDS_MAX["gpu"]),
+            num_ran=sum(not each.cached for each in those),
+            num_cached=sum(each.cached for each in those),
+        )
+        for name, those in lanes.items()
+    ]
+
+
+def _shares(results: Sequence[Result]) -> dict[str, float]:
+    """The seconds of a run that each target answers for; where several ran at a time, they share them.
+
+    So the parts add up to the whole, and a tier by itself has what a clock on the wall says of it.
+    """
+    marks = sorted(
+        [(began, 1, result.label) for result in results for began, _ in result.ran]
+        + [(ended, -1, result.label) for result in results for _, ended in result.ran]
+    )
+    shares: defaultdict[str, float] = defaultdict(float)
+    running: Counter[str] = Counter()
+    last = 0.0
+    for moment, change, label in marks:
+        num_running = running.total()
+        for name, number in running.items() if num_running else ():
+            shares[name] += (moment - last) * number / num_running
+        running[label] += change
+        if not running[label]:
+            del running[label]
+        last = moment
+    return shares
+
+
 def states_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How many cells are in each state, the worst state first; what is cached is counted apart from proven."""
     counts = dict.fromkeys(("failed", "missing", "proven", "cached", "unproven", "left out", "refused"), 0)
@@ -142,21 +210,31 @@ def grids_of(run: Run) -> list[Grid]:
 
 
 def _grid(variant: str, outcomes: list[Outcome]) -> Grid:
-    """The feature sets in which this run had something to prove, the small ones first."""
-    shown = {each.cell.features for each in outcomes if each.state not in ("refused", "left out")}
-    shown |= {each.cell.features for each in outcomes if each.cell.depth == "blocking"}
+    """The sets of features in which this run had something to prove, by recipe, the small ones first."""
+    shown = {_learns(each) for each in outcomes if each.state not in ("refused", "left out")}
+    shown |= {_learns(each) for each in outcomes if each.cell.depth == "blocking"}
+    recipes = list(dict.fromkeys(each.cell.recipe for each in outcomes))
     frameworks = sorted({each.cell.framework for each in outcomes}, key=_place)
     columns = [
         (framework, sorted({each.cell.cards for each in outcomes if each.cell.framework == framework}))
         for framework in frameworks
     ]
-    at = {(each.cell.features, each.cell.framework, each.cell.cards): each for each in outcomes}
+    at = {(*_learns(each), each.cell.framework, each.cell.cards): each for each in outcomes}
     rows = [
-        (features, [at.get((features, framework, cards)) for framework, those in columns for cards in those])
-        for features in sorted(shown, key=lambda features: (len(features), features))
+        Row(
+            recipe,
+            features,
+            [at.get((recipe, features, framework, cards)) for framework, those in columns for cards in those],
+        )
+        for recipe, features in sorted(shown, key=lambda each: (recipes.index(each[0]), len(each[1]), each[1]))
     ]
-    hidden = [each.state for each in outcomes if each.cell.features not in shown]
+    hidden = [each.state for each in outcomes if _learns(each) not in shown]
     return Grid(variant, columns, rows, hidden.count("left out"), hidden.count("refused"))
+
+
+def _learns(outcome: Outcome) -> tuple[str, tuple[str, ...]]:
+    """What a row of a grid is about."""
+    return outcome.cell.recipe, outcome.cell.features
 
 
 def _place(framework: str) -> tuple[int, str]:
@@ -201,8 +279,12 @@ def panels_of(run: Run) -> list[Panel]:
         if plot:
             far = [found for verdict in verdicts if (found := distance(verdict.curve, verdict.golden))]
             worst = max((found[0] for found in far), default=None)
-            panels.append(Panel(variant, features, outcomes, plot, worst, verdicts[0].tolerance))
-    return sorted(panels, key=lambda panel: (-math.inf if _red(panel) else 0, panel.variant, len(panel.features)))
+            panels.append(Panel(recipe, variant, features, outcomes, plot, worst, verdicts[0].tolerance))
+    recipes = list(dict.fromkeys(outcome.cell.recipe for outcome in run.outcomes))
+    return sorted(
+        panels,
+        key=lambda panel: (not _red(panel), panel.variant, recipes.index(panel.recipe), len(panel.features)),
+    )
 
 
 def _red(panel: Panel) -> bool:

@@ -1,13 +1,14 @@
 import json
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.tools.ci import smoke_files
-from tools.ci.cells import BadFile, parse_verdict, read_matrix, verdicts_in
+from tools.ci.cells import BadFile, Cell, parse_verdict, read_matrix, verdicts_in
 
 LORA = smoke_files.cell("cpu", "fsdp", 2, ("lora",))
 
@@ -51,6 +52,11 @@ def test_a_loss_that_is_no_number_is_still_read() -> None:
         (changed(tolerance=float("inf")), "v: tolerance is inf; expected a finite number"),
         (changed(phases=[{"name": "steps"}]), "v: phases[0]: seconds is missing; expected int or float"),
         (changed(cell={"name": "a"}), "v: cell: recipe is missing; expected str"),
+        (changed(completions=[{"prompt": 1, "rewards": {}}]), "v: completions[0]: prompt is 1; expected str or list"),
+        (
+            changed(completions=[{"prompt": "", "completion": "", "rewards": {"a": "b"}}]),
+            "v: completions[0]: rewards: a is 'b'; expected int or float",
+        ),
         *((without(name), f"v: {name} is missing") for name in ("cell", "target", "status", "claims", "phases")),
         *((without(name), f"v: {name} is missing") for name in ("curve", "tolerance", "seed", "replay", "versions")),
     ],
@@ -75,6 +81,49 @@ def test_a_verdict_that_lacks_something_is_refused_by_name(raw: str, message: st
 )
 def test_a_status_is_believed_only_where_the_claims_bear_it(changes: dict[str, Any], problem: str) -> None:
     assert parse_verdict(changed(**changes), "v").problem == problem
+
+
+ROW = Cell("sft_lora_fsdp_x2", "sft", "cpu", "fsdp", 2, ("lora",), "blocking", LORA["target"], claims=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        (("a", "b"), ""),
+        (("b", "a"), ""),
+        (("a",), "it makes 1 of 2 claims; without b"),
+        (("c",), "it makes 0 of 2 claims; without a, b"),
+        (("a", "b", "c"), "it claims c, which the matrix does not ask for once"),
+        (("a", "a", "b"), "it claims a, which the matrix does not ask for once"),
+    ],
+)
+def test_a_verdict_must_make_the_claims_that_the_matrix_has_of_its_cell(made: tuple[str, ...], problem: str) -> None:
+    verdict = parse_verdict(changed(claims=[smoke_files.claim(name, "so", 0, 0) for name in made]), "v")
+    assert verdict.problem == ""
+    assert verdict.against(ROW) == problem
+
+
+def test_a_matrix_that_says_nothing_of_claims_proves_nothing() -> None:
+    verdict = parse_verdict(changed(), "v")
+    assert verdict.against(replace(ROW, claims=())).startswith("nothing says which claims it must make")
+
+
+def test_completions_are_read_as_they_were_drawn() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2"}]
+    verdict = parse_verdict(
+        changed(
+            completions=[
+                {"prompt": "1+1", "completion": "2", "rewards": {"share": 0.5, "lost": None}},
+                {"prompt": messages, "completion": "4", "rewards": {}},
+            ]
+        ),
+        "v",
+    )
+    first, second = verdict.completions
+    assert (first.prompt, first.completion, first.rewards["share"]) == ("1+1", "2", 0.5)
+    assert math.isnan(first.rewards["lost"])
+    assert (second.prompt, second.rewards) == ("system: Be brief.\nuser: 2+2", {})
+    assert parse_verdict(changed(), "v").completions == ()
 
 
 def test_verdicts_are_found_in_folders_and_archives_at_any_depth(tmp_path: Path) -> None:

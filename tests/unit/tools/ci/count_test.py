@@ -27,9 +27,9 @@ def test_cases_are_counted_and_not_targets(tmp_path: Path) -> None:
 
 def test_a_lane_of_an_accelerator_that_proved_nothing_is_red_though_bazel_was_green(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.test("//tests/smoke:smoke.sft_ddp_x1", {"test_cell": PASS})
-    run.configured("//tests/smoke:smoke.sft_ddp_x1.gpu-amd", tags=("gpu-amd",))
-    identity = {"targetCompleted": {"label": "//tests/smoke:smoke.sft_ddp_x1.gpu-amd"}}
+    run.test("//tests/smoke:refusal_test", {"test_cell": PASS})
+    run.configured("//tests/smoke:cards_test.gpu-amd", tags=("gpu-amd",))
+    identity = {"targetCompleted": {"label": "//tests/smoke:cards_test.gpu-amd"}}
     run.events.append({"id": identity, "aborted": {"reason": "SKIPPED"}})
     assert counted(run.write(), "smoke")[-1] == "1 passed, 0 failed"
     lines = counted(run.write(), "smoke", "gpu-amd")
@@ -39,7 +39,7 @@ def test_a_lane_of_an_accelerator_that_proved_nothing_is_red_though_bazel_was_gr
 
 def test_a_lane_of_an_accelerator_may_be_cached(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.test("//tests/smoke:smoke.sft_ddp_x1.gpu-amd", {"test_cell": PASS}, cached=True)
+    run.test("//tests/smoke:cards_test.gpu-amd", {"test_cell": PASS}, cached=True)
     assert counted(run.write(), "gpu-amd")[-1] == "1 passed, 0 failed"
 
 

@@ -69,6 +69,19 @@ def test_the_summary_says_what_is_red_and_what_is_not_proven(red: LastRun) -> No
     assert text.endswith("commit abc\n")
 
 
+def test_a_lane_over_its_budget_is_said_in_the_summary_and_in_json(tmp_path: Path) -> None:
+    cell = smoke_files.cell("cpu", "single", 1, ())
+    run = Smoke(tmp_path, cell)
+    run.cell(cell, seconds=901.0)
+    run.events[-2]["testResult"]["testAttemptStartMillisEpoch"] = "1795792437106"
+    found = read_run(run.write())
+    assert formats.record(found, {})["lanes"] == [
+        {"accelerator": "cpu", "seconds": 901.0, "seconds_max": 900.0, "num_ran": 1, "num_cached": 0}
+    ]
+    said = "block a change, cpu: 901 s of 900 s; **over its budget**, 1 ran, 0 cached."
+    assert said in formats.markdown(found, {})
+
+
 def test_a_green_summary_is_short(tmp_path: Path) -> None:
     text = formats.markdown(read_run(green_run(tmp_path)), {})
     assert text.splitlines()[0] == "## Nothing failed."

@@ -5,8 +5,8 @@ import pytest
 
 from tests.unit.tools.ci import smoke_files
 from tests.unit.tools.ci.checkouts import git
-from tests.unit.tools.ci.runs import Smoke
-from tools.ci.history import main
+from tests.unit.tools.ci.runs import Smoke, fail
+from tools.ci.history import MATRIX, main
 from tools.ci.store import read_store
 
 CELLS = [smoke_files.cell("cpu", "fsdp", cards, ("lora",)) for cards in (1, 2)]
@@ -74,15 +74,51 @@ def test_a_bad_line_is_said_and_fails(workspace: Path, capsys: pytest.CaptureFix
     assert "hint: repair or delete these lines" in capsys.readouterr().err
 
 
+def test_a_verdict_whose_test_failed_is_not_entered(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Smoke(workspace / ".plumbline", *CELLS)
+    for cell in CELLS:
+        left = {"verdict.json": smoke_files.verdict(cell)}
+        run.test(cell["target"], {"test_cell": fail("a process is left")}, "FAILED", left=left)
+    run.write(code=3)
+    assert main(["prove"]) == 2
+    assert "none of 2 verdicts is proven" in capsys.readouterr().err
+    assert main(["append", "--store=h.jsonl"]) == 0
+    assert [record.proven for record in read_store(workspace / "h.jsonl")[0]] == [False, False]
+
+
+def test_what_other_machines_measured_is_added(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["append", "--store=one.jsonl"])
+    ran(workspace, seed=8)
+    main(["append", "--store=two.jsonl"])
+    capsys.readouterr()
+    assert main(["append", "--store=all.jsonl", "--from", "one.jsonl", "two.jsonl", "one.jsonl"]) == 0
+    assert capsys.readouterr().out.startswith("4 measurements added")
+    assert main(["append", "--store=all.jsonl", "--from", "one.jsonl", "gone.jsonl"]) == 2
+    assert "gone.jsonl: is not there" in capsys.readouterr().err
+
+
 def test_what_pytest_alone_left_is_proven_too(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = smoke_files.cell("nvidia", "single", 1, ())
     folder = workspace / ".plumbline/left/one"
     folder.mkdir(parents=True)
-    (folder / "verdict.json").write_text(smoke_files.verdict(cell, hardware={"accelerators": [{"name": "H100"}]}))
+    hardware = {"accelerators": [{"name": "H100"}]}
+    (folder / "verdict.json").write_text(smoke_files.verdict(cell, hardware=hardware))
+    assert main(["prove", "--verdicts=.plumbline/left"]) == 2
+    assert "matrix.json: is not there, so nothing says which claims a verdict must make" in capsys.readouterr().err
+    matrix = workspace / MATRIX
+    matrix.parent.mkdir(parents=True)
+    matrix.write_text(json.dumps({"schema": 1, "cells": [cell]}))
+    (workspace / ".gitignore").write_text("/.plumbline/\n/bazel-bin/\n")
+    git(workspace, "commit", "--quiet", "-am", "Another subject")
+    claims = [smoke_files.claim(name, "so", 0, 0) for name in smoke_files.CLAIMS]
+    (folder / "verdict.json").write_text(smoke_files.verdict(cell, hardware=hardware, claims=claims[:1]))
+    assert main(["prove", "--verdicts=.plumbline/left"]) == 2
+    assert "it makes 1 of 7 claims" in capsys.readouterr().err
+    (folder / "verdict.json").write_text(smoke_files.verdict(cell, hardware=hardware, claims=claims))
     assert main(["prove", "--verdicts=.plumbline/left"]) == 0
     (path,) = (workspace / "docs/proofs").glob("1x-h100-*.json")
     assert capsys.readouterr().out == f"{path}\n"
-    assert list(json.loads(path.read_text())["cells"]) == ["nvidia/sft_single_x1"]
+    assert list(json.loads(path.read_text())["cells"]) == ["nvidia/sft_single_x1.gpu-nvidia"]
     assert main(["prove", "--verdicts=.plumbline/left"]) == 0
     (workspace / "changed").write_text("")
     assert main(["prove", "--verdicts=.plumbline/left"]) == 2

@@ -78,6 +78,11 @@ def test_a_blocking_cell_whose_target_never_came_is_missing(tmp_path: Path) -> N
         (("//tests/smoke",), (), "left out"),
         (("//...", "-//tests/smoke/..."), (), "left out"),
         (("//...",), ("--test_tag_filters=-smoke",), "left out"),
+        (("//...",), ("--test_tag_filters=gpu-amd",), "left out"),
+        (("//...",), ("--test_tag_filters=gpu-amd,cpu",), "missing"),
+        (("//...",), ("--test_tag_filters=smoke,-gpu-amd",), "missing"),
+        (("//...",), ("--test_tag_filters=gpu-amd", "--test_tag_filters="), "missing"),
+        (("//...",), ("--test_size_filters=small",), "left out"),
     ],
 )
 def test_only_what_the_command_asked_for_can_be_missing(
@@ -88,6 +93,60 @@ def test_only_what_the_command_asked_for_can_be_missing(
     run.asked(*patterns, options=options)
     run.cell(PLAIN)
     assert outcome(run, LORA).state == state
+
+
+CARDS = [smoke_files.cell("nvidia", framework, 1, ()) for framework in ("single", "fsdp")]
+
+
+@pytest.mark.parametrize(("word", "state"), [("gpu-nvidia", "missing"), ("gpu-amd", "left out")])
+def test_a_lane_of_cards_misses_the_cells_of_its_own_accelerator(tmp_path: Path, word: str, state: str) -> None:
+    run = Smoke(tmp_path, *CARDS, PLAIN)
+    del run.events[1:3]
+    run.asked("//tests/smoke/...", options=(f"--test_tag_filters={word}",))
+    run.cell(CARDS[0])
+    assert [outcome(run, cell).state for cell in (*CARDS, PLAIN)] == ["proven", state, "left out"]
+    assert len(failed(run)) == (state == "missing")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "members", "state"),
+    [
+        (("//tests/smoke:full.1",), (FULL["target"],), "missing"),
+        (("//tests/smoke:full.1",), (LORA["target"],), "left out"),
+        (("//tests/smoke:full.2",), (), "left out"),
+        ((FULL["target"],), (), "missing"),
+        (("//tests/smoke:all", "//tests/smoke/..."), (), "left out"),
+        (("//tests/smoke:full.1", f"-{FULL['target']}"), (FULL["target"],), "left out"),
+    ],
+)
+def test_a_cell_of_the_full_depth_is_missing_where_it_or_its_suite_was_named(
+    tmp_path: Path, patterns: tuple[str, ...], members: tuple[str, ...], state: str
+) -> None:
+    run = Smoke(tmp_path, PLAIN, FULL)
+    del run.events[1:3]
+    run.asked(*patterns, "//tests/smoke:matrix", PLAIN["target"])
+    suite = {"suiteLabel": "//tests/smoke:full.1", "testLabels": list(members)}
+    run.events[2]["expanded"] = {"testSuiteExpansions": [suite]}
+    run.cell(PLAIN)
+    assert outcome(run, FULL).state == state
+    assert len(failed(run)) == (state == "missing")
+
+
+def test_a_cell_of_the_full_depth_that_passes_without_a_verdict_is_missing(tmp_path: Path) -> None:
+    run = Smoke(tmp_path, FULL)
+    run.test(FULL["target"], {"test_cell": PASS})
+    assert outcome(run, FULL).state == "missing"
+    assert len(failed(run)) == 1
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_a_cell_that_no_matrix_has_and_that_left_no_verdict_is_missed(tmp_path: Path, matrix: bool) -> None:
+    run = Smoke(tmp_path, PLAIN)
+    run.cell(PLAIN)
+    run.test("//tests/smoke:smoke.sft_new_single_x1", {"test_cell": PASS})
+    if not matrix:
+        run.events = [event for event in run.events if "namedSet" not in event["id"]]
+    assert "//tests/smoke:smoke.sft_new_single_x1: missing: its target passed, and left no verdict" in failed(run)
 
 
 def test_a_target_that_passes_without_a_verdict_is_missing(tmp_path: Path) -> None:
@@ -114,6 +173,7 @@ def test_a_cell_that_failed_counts_once(tmp_path: Path) -> None:
         (smoke_files.verdict(PLAIN, cell={**PLAIN, "cards": 4}), "the matrix says cards 1, its verdict 4"),
         (smoke_files.verdict(PLAIN, target="//tests/smoke:other"), "the matrix says target"),
         (smoke_files.verdict(PLAIN, claims=[]), "it makes no claim, which proves nothing"),
+        (smoke_files.verdict(PLAIN, claims=[smoke_files.claim("golden", "so", 0, 0)]), "it makes 1 of 7 claims"),
         ("{}", "schema is None; expected 1"),
         (smoke_files.verdict(LORA), "its verdict is about cpu/sft_lora_fsdp_x2, which is not in the matrix"),
     ],
@@ -154,19 +214,25 @@ def test_a_proven_verdict_under_a_failed_test_is_not_proven(tmp_path: Path) -> N
     assert len(failed(run)) == 1
 
 
-def test_a_smoke_run_without_its_matrix_is_red_and_still_shows_its_verdicts(tmp_path: Path) -> None:
+def test_a_smoke_run_without_its_matrix_is_red_for_nothing_says_what_is_owed(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN)
     run.events = [event for event in run.events if "namedSet" not in event["id"]]
-    assert outcome(run, PLAIN).state == "proven"
-    assert failed(run) == ["//tests/smoke:matrix: no matrix file, so nothing can be said to be missing"]
+    assert outcome(run, PLAIN).state == "failed"
+    assert failed(run) == [
+        f"{PLAIN['target']}: failed: cell cpu/sft_single_x1: nothing says which claims it must make. "
+        "hint: ./bazelw build //tests/smoke:matrix",
+        "//tests/smoke:matrix: no matrix file, so nothing can be said to be missing. "
+        "hint: add //tests/smoke:matrix to what is tested",
+    ]
 
 
 def test_a_matrix_that_cannot_be_read_is_red(tmp_path: Path) -> None:
     run = Smoke(tmp_path, PLAIN)
     run.cell(PLAIN)
     (tmp_path / "matrix.json").write_text("{")
-    assert "matrix.json: is no JSON" in failed(run)[0]
+    assert any("matrix.json: is no JSON" in each for each in failed(run))
+    assert outcome(run, PLAIN).state == "failed"
 
 
 def test_a_run_without_a_smoke_tier_needs_no_matrix(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 import itertools
 import re
+from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.tools.ci import smoke_files
+from tests.unit.tools.ci.runs import Smoke
 from tests.unit.tools.ci.whole_run import HOSTILE, green_run, red_run
 from tools.ci import page
 from tools.ci.last_run import read_run
+from tools.ci.views import SMOKE_SECONDS_MAX
 
 #: Elements without an end tag, and those that HTML takes from SVG with a closing slash.
 VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
@@ -142,6 +147,22 @@ def test_a_state_is_said_in_words_and_shape_and_not_only_in_colour(html: str) ->
     }
 
 
+def test_every_blocking_cell_of_the_matrix_is_linked_once(html: str) -> None:
+    names = Counter(re.findall(r'<a class="k" href="#[^"]+" title="([^":]+): ', html))
+    blocking = [cell["name"] for cell in smoke_files.matrix()["cells"] if cell["depth"] == "blocking"]
+    assert len(blocking) > 200
+    assert {name: names[name] for name in blocking} == dict.fromkeys(blocking, 1)
+
+
+def test_a_row_and_a_panel_say_their_recipe(html: str) -> None:
+    rows = re.findall(r'role="rowheader"><b>(\w+)</b> ([^<]+)', html)
+    assert ("sft", "no feature") in rows
+    assert ("ppo", "no feature") in rows
+    assert {"<b>sft, no feature</b> cpu", "<b>ppo, lora</b> cpu"} <= set(re.findall(r"<b>\w+, [^<]+</b> cpu", html))
+    distances = html.split("How far from golden")[1].split("</table>")[0]
+    assert re.findall(r'<th scope="row"><b>(\w+)</b> lora</th>', distances) == ["sft", "ppo"]
+
+
 def test_a_refused_cell_leads_to_the_reason_that_it_shares(html: str, parsed: Parsed) -> None:
     (where,) = re.findall(r'href="#(refused-\d+)" title="sft_single_x2: refused: backend: single on 2 cards', html)
     reason = html.split(f'id="{where}"')[1].split("</li>")[0]
@@ -156,6 +177,57 @@ def test_a_cell_that_ran_shows_claims_curve_times_and_the_command_that_repeats_i
     assert "./bazelw test //tests/smoke:smoke.sft_single_x1 --test_env=PLUMBLINE_SEED=7" in cell
     assert 'class="golden"' in cell
     assert re.search(r"… \d+ lines before", cell)
+
+
+def test_a_green_cell_shows_the_end_of_its_log(html: str) -> None:
+    cell = html.split('id="cell-cpu-ppo_lora_fsdp_x2">')[1].split('class="cell"')[0]
+    assert re.search(
+        r'<pre [^>]*aria-label="Log of ppo_lora_fsdp_x2">… 78 lines before\n(ppo_lora_fsdp_x2\n){11}', cell
+    )
+
+
+def test_all_logs_together_are_bounded_and_those_of_what_is_red_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LOGS_CHARACTERS", 40_000)
+    html = page.render(read_run(red_run(tmp_path, ("lora", "packing"))), {})
+    logs = re.findall(r'<pre [^>]*aria-label="Log of [^"]*">(.*?)</pre>', html, re.DOTALL)
+    left_out = [each for each in logs if each.startswith("It is left out")]
+    assert len(logs) > len(left_out) > 2
+    assert sum(len(unescape(each)) for each in logs if each not in left_out) < 40_000 + page.TAIL_CHARACTERS
+    failed = html.split('id="cell-cpu-sft_single_x1">')[1].split('class="cell"')[0]
+    assert "It is left out" not in failed
+
+
+def test_the_document_says_how_much_of_logs_is_on_a_page() -> None:
+    text = " ".join(Path("docs/testing.md").read_text().split())
+    green = f"the last {page.GREEN_LINES} lines of its log, at most {page.GREEN_CHARACTERS:,} characters"
+    red = f"a red one {page.TAIL_LINES} lines, at most {page.TAIL_CHARACTERS:,}"
+    assert f"{green}; {red}." in text
+    assert f"All logs of a page come to {page.LOGS_CHARACTERS // 10**6} million characters" in text
+    cpu, cards = (SMOKE_SECONDS_MAX[each] / 60 for each in ("cpu", "gpu"))
+    assert f"may take {cpu:.0f} minutes of two cores on the CPU, and {cards:.0f} on a machine with cards" in text
+
+
+def test_what_a_cell_drew_is_shown_with_its_rewards(html: str) -> None:
+    cell = html.split('id="cell-cpu-ppo_single_x1">')[1].split('class="cell"')[0]
+    assert "Completions of the last step" in cell
+    drawn = cell.split('<ul class="drawn">')[1].split("</ul>")[0]
+    assert "<q>What is 1 + 1?</q><q><b>&lt;/script&gt;" in drawn
+    assert "share 0.25, length -1.5" in drawn
+    assert "share not a number" in drawn
+    assert len(drawn) < 2 * page.COMPLETION_CHARACTERS
+    plain = html.split('id="cell-cpu-sft_lora_fsdp_x2">')[1].split('class="cell"')[0]
+    assert "Completions" not in plain
+
+
+def test_the_seconds_of_smoke_tests_stand_beside_their_budget(tmp_path: Path) -> None:
+    cell = smoke_files.cell("cpu", "single", 1, ())
+    run = Smoke(tmp_path, cell)
+    run.cell(cell, seconds=1_000.0)
+    run.events[-2]["testResult"]["testAttemptStartMillisEpoch"] = "1795792437106"
+    html = " ".join(page.render(read_run(run.write()), {}).split())
+    assert 'block a change, cpu: <b class="bad">16m 40s</b> of 15m 00s, over its budget; 1 ran, 0 cached.' in html
 
 
 def test_infrastructure_is_apart_from_what_tests_said(html: str) -> None:
@@ -229,4 +301,4 @@ def test_the_end_of_a_log_is_kept_and_says_what_was_left_out() -> None:
 
 
 def test_a_log_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
-    assert page.log(tmp_path / "test.log").startswith("It cannot be read: ")
+    assert page.Logs()(tmp_path / "test.log").startswith("It cannot be read: ")

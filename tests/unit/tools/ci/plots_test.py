@@ -33,6 +33,13 @@ def test_the_golden_curve_lies_below_on_the_same_scale() -> None:
     assert paths(plot.svg)["line"][0].endswith(f"L{WIDTH:g} {HEIGHT / 2:g}")
 
 
+def test_past_curves_lie_between_and_what_they_share_is_drawn_once() -> None:
+    plot = curves([line(4.0, 2.0)], line(4.0, 2.0), "Loss", [line(4.0, 3.0), line(4.0, 3.0), line(4.0, 1.0)])
+    assert plot is not None
+    assert (plot.low, plot.high) == (1.0, 4.0)
+    assert [(name, len(found)) for name, found in paths(plot.svg).items()] == [("golden", 1), ("past", 2), ("line", 1)]
+
+
 def test_a_loss_that_is_no_number_is_a_marked_gap() -> None:
     plot = curves([line(4.0, 3.0, math.nan, 2.0, math.inf)], (), "Loss")
     assert plot is not None

@@ -16,20 +16,20 @@ PLAIN = smoke_files.cell("nvidia", "single", 1, ())
 HARDWARE = {"machine": "x86_64", "accelerators": [{"name": "H100"}]}
 
 
-def verdict(cell: dict[str, Any], **changes: Any) -> Verdict:
-    return parse_verdict(smoke_files.verdict(cell, **{"hardware": HARDWARE, **changes}), "v")
+def verdict(cell: dict[str, Any], problem: str = "", **changes: Any) -> tuple[Verdict, str]:
+    return parse_verdict(smoke_files.verdict(cell, **{"hardware": HARDWARE, **changes}), "v"), problem
 
 
 def test_proven_cells_are_entered_by_hardware_and_kept(tmp_path: Path) -> None:
-    (path,) = prove(tmp_path, [verdict(LORA), verdict(PLAIN, status="failed")], CLEAN)
+    (path,) = prove(tmp_path, [verdict(LORA), verdict(PLAIN, "it failed")], CLEAN)
     assert path.name == f"{fingerprint(HARDWARE)}.json"
     later = Commit("fedcba", "Later", "2026-11-26", changed=False)
     assert prove(tmp_path, [verdict(PLAIN)], later) == [path]
     cells = read_ledger(path).cells
-    assert list(cells) == ["nvidia/sft_lora_fsdp_x1", "nvidia/sft_single_x1"]
-    assert cells["nvidia/sft_lora_fsdp_x1"]["commit"] == CLEAN.id
-    assert cells["nvidia/sft_single_x1"]["commit"] == "fedcba"
-    assert "resume_is_exact" in cells["nvidia/sft_single_x1"]["claims"]
+    assert list(cells) == ["nvidia/sft_lora_fsdp_x1.gpu-nvidia", "nvidia/sft_single_x1.gpu-nvidia"]
+    assert cells["nvidia/sft_lora_fsdp_x1.gpu-nvidia"]["commit"] == CLEAN.id
+    assert cells["nvidia/sft_single_x1.gpu-nvidia"]["commit"] == "fedcba"
+    assert "resume_is_exact" in cells["nvidia/sft_single_x1.gpu-nvidia"]["claims"]
 
 
 def test_each_kind_of_hardware_has_its_own_file(tmp_path: Path) -> None:
@@ -45,8 +45,11 @@ def test_a_changed_checkout_proves_no_commit(tmp_path: Path) -> None:
 
 
 def test_nothing_proven_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="none of 1 verdicts is proven"):
-        prove(tmp_path, [verdict(LORA, claims=[])], CLEAN)
+    why = (
+        r"none of 1 verdicts is proven; expected at least one\. nvidia/sft_lora_fsdp_x1\.gpu-nvidia: no claim\. hint: "
+    )
+    with pytest.raises(BadFile, match=why):
+        prove(tmp_path, [verdict(LORA, "no claim")], CLEAN)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_the_page_knows_the_history_and_what_was_proven_elsewhere(workspace: Pat
     there = smoke_files.cell("nvidia", "single", 1, ())
     cpu = parse_verdict(smoke_files.verdict(here, seed=1), "v")
     gpu = parse_verdict(smoke_files.verdict(there, hardware={"accelerators": [{"name": "H100"}]}), "v")
-    append(workspace / "h.jsonl", [record_of(cpu, "aaaa", "2026-11-24")])
-    prove(workspace / "docs/proofs", [gpu], Commit("0123456789abcdef", "", "2026-11-23", changed=False))
+    append(workspace / "h.jsonl", [record_of(cpu, "aaaa", "2026-11-24", "")])
+    prove(workspace / "docs/proofs", [(gpu, "")], Commit("0123456789abcdef", "", "2026-11-23", changed=False))
     run = Smoke(workspace / ".plumbline", here, there)
     run.cell(here)
     run.skipped(there["target"], "skipped", tags=("gpu-nvidia",))
@@ -87,7 +87,7 @@ def test_the_page_knows_the_history_and_what_was_proven_elsewhere(workspace: Pat
     assert main(["--store=h.jsonl"]) == 0
     html = (workspace / ".plumbline/report/index.html").read_text()
     assert "2 measurements on 2x-example-9000-" in html
-    assert "sft_single_x1: proven elsewhere: proven on 1x-h100-" in html
+    assert "sft_single_x1.gpu-nvidia: proven elsewhere: proven on 1x-h100-" in html
     assert "at 0123456789, 2026-11-23" in html
     assert "1 cell on 1x-h100-" in html
 

@@ -19,6 +19,11 @@ FEATURES = (
 CARDS = {"cpu": (1, 2, 4), "nvidia": (1, 4), "amd": (1, 4), "intel": (1, 4)}
 FRAMEWORKS = ("single", "ddp", "fsdp", "deepspeed")
 
+#: Each with the number of features that its cells have at most.
+RECIPES = {"sft": 99, "ppo": 1}
+
+CLAIMS = ("loss_falls", "resume_is_exact", "checkpoint_committed", "export_equals", "golden", "world", "nothing_leaked")
+
 
 def refusal(variant: str, framework: str, cards: int, features: tuple[str, ...]) -> dict[str, str] | None:
     """Why a combination is refused, by rules that resemble the plan's."""
@@ -46,18 +51,18 @@ def refusal(variant: str, framework: str, cards: int, features: tuple[str, ...])
 def matrix(features: tuple[str, ...] = FEATURES) -> dict[str, Any]:
     """About 14,000 cells; those of one or two cards with at most one feature are blocking, and some others."""
     cells = []
-    for variant, framework in itertools.product(CARDS, FRAMEWORKS):
+    for recipe, variant, framework in itertools.product(RECIPES, CARDS, FRAMEWORKS):
         for cards in CARDS[variant]:
-            for size in range(len(features) + 1):
+            for size in range(min(len(features), RECIPES[recipe]) + 1):
                 for chosen in itertools.combinations(features, size):
-                    cells.append(cell(variant, framework, cards, chosen))
+                    cells.append(cell(variant, framework, cards, chosen, recipe))
     return {"schema": 1, "cells": cells}
 
 
-def cell(variant: str, framework: str, cards: int, features: tuple[str, ...]) -> dict[str, Any]:
+def cell(variant: str, framework: str, cards: int, features: tuple[str, ...], recipe: str = "sft") -> dict[str, Any]:
     """One row of the matrix."""
-    name = "_".join(["sft", *features, framework, f"x{cards}"])
     accelerator = "" if variant == "cpu" else f".gpu-{variant}"
+    name = "_".join([recipe, *features, framework, f"x{cards}"]) + accelerator
     why = refusal(variant, framework, cards, features)
     blocking = (
         (len(features) < 2 and cards < 4)
@@ -66,13 +71,14 @@ def cell(variant: str, framework: str, cards: int, features: tuple[str, ...]) ->
     )
     return {
         "name": name,
-        "recipe": "sft",
+        "recipe": recipe,
         "variant": variant,
         "framework": framework,
         "cards": cards,
         "features": list(features),
         "depth": None if why else "blocking" if blocking else "full",
-        "target": None if why else f"//tests/smoke:smoke.{name}{accelerator}",
+        "target": None if why else f"//tests/smoke:smoke.{name}",
+        "claims": [] if why else list(CLAIMS),
         "refusal": why,
     }
 

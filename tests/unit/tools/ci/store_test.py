@@ -17,7 +17,8 @@ HOPPER = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_000_000_000}
 
 
 def measured(commit: str = "aaaa", cell: dict[str, Any] = LORA, **changes: Any) -> Record:
-    return record_of(parse_verdict(smoke_files.verdict(cell, **changes), "v"), commit, "2026-11-25")
+    verdict = parse_verdict(smoke_files.verdict(cell, **changes), "v")
+    return record_of(verdict, commit, "2026-11-25", verdict.problem)
 
 
 def many(count: int) -> list[Record]:
@@ -123,4 +124,14 @@ def test_a_line_is_compact_json(tmp_path: Path) -> None:
     append(tmp_path / "h", [measured()])
     (line,) = (tmp_path / "h").read_text().splitlines()
     assert len(line) < 1500
-    assert json.loads(line)["phases"][0] == ["set up", 6.1]
+    assert json.loads(line)["phases"][0] == ["set up", 6.1, 120_344]
+
+
+def test_bytes_are_kept_and_a_line_from_before_they_were_is_still_read(tmp_path: Path) -> None:
+    append(tmp_path / "h", [measured()])
+    assert read_store(tmp_path / "h")[0][0].bytes_written == 120_344 + 2_211 + 1_204_224 + 4_110 + 602_112
+    old = json.loads((tmp_path / "h").read_text())
+    old["phases"] = [[name, seconds] for name, seconds, _ in old["phases"]]
+    (tmp_path / "h").write_text(json.dumps(old) + "\n")
+    ((record,), problems) = read_store(tmp_path / "h")
+    assert (problems, record.bytes_written, record.seconds) == ([], None, pytest.approx(17.0))

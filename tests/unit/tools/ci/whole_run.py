@@ -12,6 +12,13 @@ HOSTILE = "</script><script>alert(1)</script> & <b> ]]> `|` <img src=https://exa
 PRINTED = f"\x1b[31m{HOSTILE}\x1b[0m\x00\n"
 
 
+#: What cells of a recipe that draws have learned from.
+DRAWN = [
+    {"prompt": "What is 1 + 1?", "completion": HOSTILE, "rewards": {"share": 0.25, "length": -1.5}},
+    {"prompt": "Say it at length.", "completion": "word " * 900, "rewards": {"share": None}},
+]
+
+
 def red_run(folder: Path, features: tuple[str, ...] = smoke_files.FEATURES) -> Path:
     """The event file of a run that failed in every way."""
     cells = smoke_files.matrix(features)["cells"]
@@ -30,7 +37,9 @@ def red_run(folder: Path, features: tuple[str, ...] = smoke_files.FEATURES) -> P
     claims = [smoke_files.claim("world", "the world is as asked for", 1, 4, holds=False, detail=PRINTED)]
     run.cell(odd, smoke_files.verdict(odd, status="failed", claims=claims))
     for at, cell in enumerate(rest):
-        run.cell(cell, cached=at % 3 == 0, packed=at % 2 == 0, seconds=20.0 + at)
+        drawn = {"completions": DRAWN} if cell["recipe"] == "ppo" else {}
+        raw = smoke_files.verdict(cell, **drawn)
+        run.cell(cell, raw, cached=at % 3 == 0, packed=at % 2 == 0, seconds=20.0 + at, log=f"{cell['name']}\n" * 90)
     run.test("//tests/unit/training:a_test", {"test_one": PASS, "test_two": SKIP}, cached=True)
     run.test("//tests/unit/training:b_test", {"test_three": fail(HOSTILE), "test_four": PASS}, "FAILED", log="the log")
     run.test("//tests/subsystem:c_test", None, "REMOTE_FAILURE")
