@@ -46,9 +46,13 @@ def stanzas(names: Mapping[str, Any]) -> str:
 
 
 def lanes(names: Mapping[str, Any]) -> str:
-    """A job for each accelerator: after what needs no card, where there are cards, and only for code of people here."""
+    """A job for each accelerator: after what needs no card, where there are cards, and only for code of people here.
+
+    The last one says which of them were skipped: a job that is skipped looks like one that passed.
+    """
     ours = "(github.event_name == 'push' || github.event.pull_request.head.repo.full_name == github.repository)"
-    return "\n\n".join(
+    cards = {accelerator: row for accelerator, row in names["ACCELERATORS"].items() if row.cards}
+    jobs = [
         f"""\
   {accelerator}:
     needs: test
@@ -57,14 +61,37 @@ def lanes(names: Mapping[str, Any]) -> str:
     with:
       accelerator: {accelerator}
       config: {row.config}"""
-        for accelerator, row in names["ACCELERATORS"].items()
-        if row.cards
+        for accelerator, row in cards.items()
+    ]
+    results = "\n".join(f"        {accelerator}=${{{{ needs.{accelerator}.result }}}}" for accelerator in cards)
+    jobs.append(
+        f"""\
+  unproven:
+    needs: [{", ".join(cards)}]
+    if: always()
+    runs-on: ubuntu-24.04
+    timeout-minutes: 5
+    env:
+      RESULTS: >-
+{results}
+    steps:
+      - name: Say what nobody proved
+        run: |
+          for each in $RESULTS; do
+            if [[ $each == *=skipped ]]; then
+              why="was skipped: no runner in the variable PLUMBLINE_POOLS, code of a fork, or what comes before failed"
+              echo "- **${{each%=*}} is unproven.** Its lane $why." >> "$GITHUB_STEP_SUMMARY"
+              echo "::warning title=${{each%=*}} is unproven::Its lane $why."
+            fi
+          done"""
     )
+    return "\n\n".join(jobs)
 
 
 def nights(names: Mapping[str, Any]) -> str:
-    """The same for every cell of the accelerator, which may take until the next evening."""
-    return "\n\n".join(
+    """The same for every cell of the accelerator, which may take until the next evening; then what all measured."""
+    cards = {accelerator: row for accelerator, row in names["ACCELERATORS"].items() if row.cards}
+    jobs = [
         f"""\
   {accelerator}:
     if: contains(vars.PLUMBLINE_POOLS, '{accelerator}')
@@ -74,9 +101,16 @@ def nights(names: Mapping[str, Any]) -> str:
       config: {row.config}
       targets: //tests/smoke:full.{accelerator}
       minutes: 1200"""
-        for accelerator, row in names["ACCELERATORS"].items()
-        if row.cards
+        for accelerator, row in cards.items()
+    ]
+    jobs.append(
+        f"""\
+  history:
+    needs: [{", ".join(("test", *cards))}]
+    if: always()
+    uses: ./.github/workflows/history.yml"""
     )
+    return "\n\n".join(jobs)
 
 
 def document(names: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A test that no lane runs, a tag that no table has, and an action that would go astray are each named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from tools.ci.audit import (
     pool_for,
     targets_of,
     unexplained,
+    without_wheels,
 )
+from tools.ci.last_run import MATRIX
+from tools.ci.views import SMOKE_SECONDS_MAX
 from tools.pools.table import TABLE, starlark
 
 NAMES = starlark(Path(TABLE).read_text())
@@ -69,6 +73,7 @@ WORKFLOW: dict[str, Any] = {
             ],
         },
         "ci": {"steps": [{"run": ".ci/run"}]},
+        "quick": {"steps": [{"run": ".ci/run $TIERS", "env": {"TIERS": "lint unit"}}]},
         "gpu-amd": {"uses": f"./{WORKFLOWS}/cards.yml", "with": {"accelerator": "gpu-amd"}},
     }
 }
@@ -91,6 +96,7 @@ def test_lanes_are_the_commands_of_each_row_of_a_job_and_of_each_call_of_a_workf
         Lane("a.yml test one", ("//a", "//b:c")),
         Lane("a.yml test two", ()),
         Lane("a.yml ci", ("//...",)),
+        Lane("a.yml quick", ("//tools/lint/...", "//tests/unit/...")),
         Lane("a.yml gpu-amd", ("//tests/smoke/...",), frozenset({"gpu-amd"})),
     ]
 
@@ -100,8 +106,36 @@ def test_the_lanes_that_are_checked_in_cover_every_tier_and_every_accelerator() 
     lanes = lanes_of(Path(CI).read_text(), workflows)
     cards = {accelerator for accelerator, row in NAMES["ACCELERATORS"].items() if row.cards}
     assert {accelerator for lane in lanes for accelerator in lane.tags} == cards
-    assert any(lane.patterns == ("//...",) for lane in lanes)
+    by_job = {lane.where: lane.patterns for lane in lanes}
+    assert by_job["ci.yml quick"] == ("//tools/lint/...", "//tests/unit/...")
+    assert by_job["ci.yml test"] == by_job["dependencies.yml test"] == ("//...",)
+    smoke = [patterns for patterns in by_job.values() if "smoke" in " ".join(patterns)]
+    assert len(smoke) > 10
+    assert all(MATRIX in patterns for patterns in smoke), "without it nothing says which cells are missing"
     assert all(lane.patterns and "$" not in "".join(lane.patterns) for lane in lanes)
+
+
+def test_the_lane_of_an_accelerator_may_take_as_long_as_the_report_says() -> None:
+    cards = yaml.safe_load(Path(WORKFLOWS, "cards.yml").read_text())
+    assert cards[True]["workflow_call"]["inputs"]["minutes"]["default"] * 60 == SMOKE_SECONDS_MAX["gpu"] == 1800
+    ci = yaml.safe_load(Path(WORKFLOWS, "ci.yml").read_text())["jobs"]
+    assert not [name for name, job in ci.items() if "minutes" in job.get("with", {})]
+
+
+def test_every_lane_of_a_night_leaves_what_it_measured_and_all_of_it_is_compared() -> None:
+    def commands(file: str) -> str:
+        (job,) = [job for job in yaml.safe_load(Path(WORKFLOWS, file).read_text())["jobs"].values() if "steps" in job]
+        return "\n".join(step.get("run", "") for step in job["steps"])
+
+    store = ".plumbline/measured/history.jsonl"
+    for file in ("nightly.yml", "cards.yml"):
+        assert f"//tools/ci:history -- append --store={store}" in commands(file)
+    append, compare = (line.split(" -- ")[1] for line in commands("history.yml").splitlines() if " -- " in line)
+    assert append == "append --store=.plumbline/store/history.jsonl --from .plumbline/measured/*/history.jsonl"
+    assert compare.startswith("compare --store=.plumbline/store/history.jsonl ")
+    jobs = yaml.safe_load(Path(WORKFLOWS, "nightly.yml").read_text())["jobs"]
+    assert jobs["history"]["uses"] == f"./{WORKFLOWS}/history.yml"
+    assert {*jobs["history"]["needs"]} == jobs.keys() - {"history"}
 
 
 def test_a_tag_that_no_table_has_is_named() -> None:
@@ -128,11 +162,22 @@ RIGHT: list[tuple[Target | str, str, str | None]] = [
     (BESIDE, "TestRunner", None),
     (CELL, "TestRunner", "gpu-amd-x4"),
     ("//training:step", "PyTemplate", None),
+    (DEEP, "TestRunner", "gpu-amd"),
+    (TIMED, "TestRunner", None),
 ]
 
 
 def test_what_goes_where_it_should_is_nothing_to_say() -> None:
     assert astray(ALL, aquery(*RIGHT), "gpu-amd", NAMES) == []
+
+
+def test_what_is_manual_goes_astray_like_anything_else() -> None:
+    lacking = [each for each in RIGHT if each[0] is not DEEP]
+    assert astray(ALL, aquery(*lacking), "gpu-amd", NAMES) == [f"{DEEP.label}: would not be run"]
+    wrong = [*lacking, (DEEP, "TestRunner", "gpu-amd-x4")]
+    assert astray(ALL, aquery(*wrong), "gpu-amd", NAMES) == [
+        f"{DEEP.label}: its test would go to gpu-amd-x4; expected gpu-amd"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,31 +201,48 @@ def test_an_action_that_would_go_astray_is_named(
 
 
 def test_a_test_of_another_accelerator_is_not_to_be_run() -> None:
-    assert astray(ALL, aquery(*RIGHT), "gpu-nvidia", NAMES) == [f"{CELL.label}: would be run without its accelerator"]
+    assert astray(ALL, aquery(*RIGHT), "gpu-nvidia", NAMES) == [
+        f"{each.label}: would be run without its accelerator" for each in (CELL, DEEP)
+    ]
+
+
+def test_before_wheels_are_resolved_the_tests_are_looked_at_that_need_none() -> None:
+    cards = Target("//tests/smoke:cards_test.gpu-amd", frozenset({"gpu-amd", "smoke"}), num_cards=1)
+    heavy = replace(CELL, wheels=frozenset({"@pypi//torch:torch"}))
+    assert without_wheels(known(cards, heavy, UNIT, SUITE), "gpu-amd") == known(cards)
 
 
 def test_targets_are_read_from_what_bazel_prints() -> None:
-    def rule(name: str, kind: str, **attributes: Any) -> str:
+    def rule(name: str, kind: str, *inputs: str, **attributes: Any) -> str:
         told = [{"name": key, **value} for key, value in attributes.items()]
-        return json.dumps({"type": "RULE", "rule": {"name": name, "ruleClass": kind, "attribute": told}})
+        made = {"name": name, "ruleClass": kind, "attribute": told, "ruleInput": inputs}
+        return json.dumps({"type": "RULE", "rule": made})
 
     def strings(*values: str) -> dict[str, list[str]]:
         return {"stringListValue": list(values)}
 
     env = {"stringDictValue": [{"key": "PLUMBLINE_CARDS", "value": "4"}]}
     lines = [
-        rule(CELL.label, "py_test", tags=strings(*CELL.tags), env=env),
-        rule("@@" + UNIT.label, "py_test", tags=strings(*UNIT.tags)),
+        rule(
+            CELL.label,
+            "py_test",
+            "//training:step",
+            "@@rules+wheels+pypi//pytest:pytest",
+            tags=strings(*CELL.tags),
+            env=env,
+        ),
+        rule("@@" + UNIT.label, "py_test", "@pypi//pytest:pytest", tags=strings(*UNIT.tags)),
         rule(
             SUITE.label,
             "test_suite",
             tags=strings("manual"),
             tests=strings(*(f"@@{each}" for each in SUITE.suite or ())),
         ),
-        rule("//training:step", "py_library"),
+        rule("//training:step", "py_library", "//training:step.py", "@@rules+wheels+pypi//torch:torch"),
         "",
     ]
-    assert targets_of(lines) == known(CELL, UNIT, SUITE)
+    cell = replace(CELL, wheels=frozenset({"@@rules+wheels+pypi//torch:torch"}))
+    assert targets_of(lines) == known(cell, UNIT, SUITE)
 
 
 def test_a_test_of_the_cpu_that_shows_the_way_to_a_pool_goes_there() -> None:

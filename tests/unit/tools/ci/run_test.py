@@ -41,14 +41,14 @@ class Checkout:
     def reporting(self, commands: str, *, without_python: bool = False) -> None:
         """Replaces bazelw by these shell commands, before which it makes a report, and counts if it is asked to."""
         make = "mkdir -p .plumbline/report; echo page > .plumbline/report/index.html; exit 0"
-        report = f'[ "$3" = //tools/ci:report ] && {{ {make}; }}'
+        report = f'[ "$3" = //tools/ci:report ] && {{ {make}; }}\n[ "$3" = //tools/ci:audit ] && exit 0'
         count = f'[ "$3" = //tools/ci:count ] && shift 4 && exec "{sys.executable}" -m tools.ci.count "$@"'
         self.bazelw(f"{report}\n{count if without_python else ''}\n{commands}")
 
-    def run(self) -> tuple[int, list[str]]:
+    def run(self, *tiers: str) -> tuple[int, list[str]]:
         """The exit code and the lines of standard output, started from another folder."""
         path = os.pathsep.join([str(self.root / "bin"), "/usr/bin", "/bin"])
-        command = [str(self.root / ".ci/run")]
+        command = [str(self.root / ".ci/run"), *tiers]
         finished = subprocess.run(
             command,
             cwd="/",
@@ -83,6 +83,7 @@ def prepared(folder: Path, *, red: bool = False) -> str:
 
 
 EXPECTED = "--expect lint --expect unit --expect subsystem --expect negative --expect smoke"
+AUDIT = "run --config=ci //tools/ci:audit -- --no-routes"
 REPORT = f"run --config=ci //tools/ci:report -- {EXPECTED}"
 
 
@@ -91,7 +92,26 @@ def test_a_green_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> 
     code, lines = checkout.run()
     assert (code, lines[-1]) == (0, "5 passed, 0 failed")
     assert not any("no report" in line for line in lines)
-    assert checkout.calls() == ["test //... --config=ci", REPORT]
+    assert checkout.calls() == ["test //... --config=ci", AUDIT, REPORT]
+
+
+def test_some_tiers_are_run_by_the_same_road(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.reporting(prepared(tmp_path / "made"))
+    code, lines = checkout.run("lint", "unit")
+    assert (code, lines[-1]) == (0, "5 passed, 0 failed")
+    expected = "--expect lint --expect unit"
+    assert checkout.calls() == [
+        "test //tools/lint/... //tests/unit/... --config=ci",
+        f"run --config=ci //tools/ci:report -- {expected}",
+    ]
+    assert checkout.run("benchmark")[1][-1] == "5 passed, 1 failed"
+
+
+def test_a_red_audit_is_one_failure_more(checkout: Checkout, tmp_path: Path) -> None:
+    audit = f'[ "$*" = "{AUDIT}" ] && exit 1'
+    checkout.bazelw(f"{audit}\n{prepared(tmp_path / 'made')}")
+    code, lines = checkout.run()
+    assert (code, lines[-2:]) == (1, ["the audit is red: see above", "5 passed, 1 failed"])
 
 
 def test_a_report_that_is_not_made_is_said_and_hides_nothing(checkout: Checkout, tmp_path: Path) -> None:
@@ -102,7 +122,7 @@ def test_a_report_that_is_not_made_is_said_and_hides_nothing(checkout: Checkout,
     assert code == 1
     assert "no report was made: see above" in lines
     assert "failed    //tests/unit:b: test_two: wrong" in lines
-    assert lines[-1] == "5 passed, 1 failed"
+    assert lines[-2:] == ["the audit is red: see above", "5 passed, 2 failed"]
 
 
 def test_a_red_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> None:
@@ -114,14 +134,14 @@ def test_a_red_run_ends_with_the_count(checkout: Checkout, tmp_path: Path) -> No
 def test_a_bazel_that_does_not_start_is_counted_as_a_failure(checkout: Checkout) -> None:
     code, lines = checkout.run()
     assert code == 1
-    assert lines[-1] == "0 passed, 6 failed"
+    assert lines[-1] == "0 passed, 7 failed"
 
 
 def test_the_events_of_an_earlier_run_answer_for_nothing(checkout: Checkout, tmp_path: Path) -> None:
     checkout.bazelw(prepared(tmp_path / "made"))
     checkout.run()
     checkout.bazelw("exit 37")
-    assert checkout.run()[1][-1] == "0 passed, 6 failed"
+    assert checkout.run()[1][-1] == "0 passed, 7 failed"
 
 
 def test_without_a_python_on_path_bazel_runs_the_counter(checkout: Checkout, tmp_path: Path) -> None:

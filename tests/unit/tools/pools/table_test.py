@@ -1,7 +1,9 @@
 """What is checked in is what the table of accelerators says, and words that combine do not collide."""
 
 import itertools
+import os
 import re
+import subprocess
 import types
 from collections import defaultdict
 from pathlib import Path
@@ -128,7 +130,8 @@ def test_a_new_accelerator_is_one_row_for_the_cluster_and_for_farms(grown, tmp_p
 
 def test_lanes_with_cards_wait_for_the_one_without_and_never_run_code_of_a_fork() -> None:
     jobs = yaml.safe_load(Path(WORKFLOW).read_text())["jobs"]
-    called = {name: job for name, job in jobs.items() if "uses" in job}
+    assert [jobs["quick"].get("needs"), jobs["test"]["needs"]] == [None, "quick"]
+    called = {name: job for name, job in jobs.items() if job.get("uses", "").endswith("/cards.yml")}
     assert called.keys() == {accelerator for accelerator, row in NAMES["ACCELERATORS"].items() if row.cards}
     for name, job in called.items():
         assert job["needs"] == "test"
@@ -137,6 +140,36 @@ def test_lanes_with_cards_wait_for_the_one_without_and_never_run_code_of_a_fork(
         has_cards, _, is_ours = job["if"].partition(" && ")
         assert has_cards == f"contains(vars.PLUMBLINE_POOLS, '{name}')"
         assert is_ours.startswith("(github.event_name == 'push' || github.event.pull_request.head.repo.full_name == ")
+
+
+@pytest.mark.parametrize(
+    ("results", "unproven"),
+    [
+        ({"gpu-amd": "skipped", "gpu-nvidia": "success"}, ["gpu-amd"]),
+        (
+            {"gpu-amd": "skipped", "gpu-intel": "skipped", "gpu-nvidia": "skipped"},
+            ["gpu-amd", "gpu-intel", "gpu-nvidia"],
+        ),
+        ({"gpu-amd": "failure", "gpu-nvidia": "success"}, []),
+    ],
+)
+def test_a_lane_that_was_skipped_is_said_to_be_unproven(
+    tmp_path: Path, results: dict[str, str], unproven: list[str]
+) -> None:
+    job = yaml.safe_load(Path(WORKFLOW).read_text())["jobs"]["unproven"]
+    cards = [accelerator for accelerator, row in NAMES["ACCELERATORS"].items() if row.cards]
+    assert (job["needs"], job["if"]) == (cards, "always()")
+    assert job["env"]["RESULTS"].split() == " ".join(f"{each}=${{{{ needs.{each}.result }}}}" for each in cards).split()
+    (step,) = job["steps"]
+    summary = tmp_path / "summary.md"
+    summary.touch()
+    said = " ".join(f"{name}={result}" for name, result in results.items())
+    environment = {"PATH": os.environ["PATH"], "RESULTS": said, "GITHUB_STEP_SUMMARY": str(summary)}
+    done = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], env=environment, capture_output=True, text=True, check=True
+    )
+    assert re.findall(r"^- \*\*(\S+) is unproven\.\*\*", summary.read_text(), re.MULTILINE) == unproven
+    assert re.findall(r"^::warning title=(\S+) is unproven::", done.stdout, re.MULTILINE) == unproven
 
 
 @pytest.mark.parametrize("path", sorted(Path(WORKFLOW).parent.iterdir()), ids=lambda path: path.stem)
