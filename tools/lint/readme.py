@@ -1,7 +1,8 @@
 """Commands in the documentation that exist: a README is the first program that a newcomer runs.
 
-Every target, package and --config that the documents, .ci/run and the workflows name must be there, and every config of
-.bazelrc must be in the documents. The test command of .ci/run is the README's: what is proven is what people type.
+Every target, package and --config that the documents, .ci/run and the workflows name in a command must be there, every
+test that a document names as proof, and every config of .bazelrc must be in the documents. The test command of .ci/run
+is the README's: what is proven is what people type.
 """
 
 import re
@@ -14,6 +15,7 @@ from tools.lint.tree import Finding, Tree
 COMMAND = re.compile(
     r"(?<![\w/.-])(?:\./bazelw|bazel|bazelisk) (?P<verb>[ac]?query|build|run|test)\b(?P<rest>[^`\n#|;&>]*)"
 )
+PROOF = re.compile(r"`(//[\w/.-]+:\w+_test)`")
 CONFIG = re.compile(r"--config[= ]([a-z][\w-]*)")
 RC_CONFIG = re.compile(r"^(?:[ac]?query|build|common|run|test):([a-z][\w-]*)(?=\s)", re.MULTILINE)
 TEST_EVERYTHING = "./bazelw test //..."
@@ -42,6 +44,11 @@ def findings(tree: Tree) -> Iterator[Finding]:
             for label in command.labels:
                 if problem := _problem(label, known, packages):
                     yield Finding(path, command.line, f"`{command.verb} {label}`: {problem}", "correct one of the two")
+    for path in documents:
+        for match in PROOF.finditer(tree.text(path)):
+            if problem := _problem(match[1], known, packages):
+                line = tree.text(path).count("\n", 0, match.start()) + 1
+                yield Finding(path, line, f"`{match[1]}`: {problem}", "name the test that proves it")
     yield from _configs(tree, documents, scripts)
     for path in ("README.md", ".ci/run"):
         if path in tree.files and TEST_EVERYTHING not in tree.text(path):

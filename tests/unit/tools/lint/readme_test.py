@@ -41,6 +41,12 @@ def test_documents_that_name_what_exists_are_good(tmp_path: Path) -> None:
             "hint: correct one of the two",
         ),
         (
+            "README.md",
+            README + "`rl.top_p` is proven by `//tests/unit/data:b_test`, others by `//tests/unit/data:a_test`.\n",
+            "README.md:9: `//tests/unit/data:b_test`: there is no target //tests/unit/data:b_test. "
+            "hint: name the test that proves it",
+        ),
+        (
             "docs/testing.md",
             "```\nbazel test //tests/unity/...\n```\n",
             "docs/testing.md:2: `test //tests/unity/...`: no BUILD file at or below tests/unity. "
