@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,15 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
     assert f"rank {rank}: Traceback" in capfd.readouterr().err
     assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]
     assert train(replace(made, resume="must")).num_steps == 5
+
+
+def test_a_rank_for_which_the_others_wait_too_long_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(tmp_path, num_steps=5, collective_seconds_max=5, **PLACES["ddp x2"])
+    monkeypatch.setattr(run, "train_step", at_step(3, 1, lambda: time.sleep(50)))
+    with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out"):
+        train(made)
 
 
 @pytest.mark.parametrize("place", ["fsdp x2", "zero 3 x2"])
