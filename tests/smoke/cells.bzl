@@ -96,6 +96,7 @@ reward_lora_unpacked_ddp_x4
 grpo_lora_chunked_loss_ddp_x4
 """),
     (["cpu"], "full", """
+sft_compile_single_x1
 sft_lora_bf16_single_x1
 sft_lora_adamw_8bit_single_x1
 sft_lora_muon_single_x1
@@ -290,6 +291,7 @@ sft_muon_ddp_x1
 sft_unpacked_ddp_x1
 sft_chunked_loss_ddp_x1
 sft_activation_checkpointing_ddp_x1
+sft_compile_ddp_x1
 sft_synchronous_ddp_x1
 sft_lora_bf16_ddp_x1
 sft_lora_adamw_8bit_ddp_x1
@@ -474,6 +476,7 @@ sft_unpacked_chunked_loss_activation_checkpointing_ddp_x1
 sft_unpacked_chunked_loss_synchronous_ddp_x1
 sft_unpacked_activation_checkpointing_synchronous_ddp_x1
 sft_chunked_loss_activation_checkpointing_synchronous_ddp_x1
+sft_compile_ddp_x2
 sft_lora_bf16_ddp_x2
 sft_lora_adamw_8bit_ddp_x2
 sft_lora_muon_ddp_x2
@@ -668,6 +671,7 @@ sft_muon_ddp_x4
 sft_unpacked_ddp_x4
 sft_chunked_loss_ddp_x4
 sft_activation_checkpointing_ddp_x4
+sft_compile_ddp_x4
 sft_synchronous_ddp_x4
 sft_lora_bf16_ddp_x4
 sft_lora_adamw_8bit_ddp_x4
@@ -863,6 +867,7 @@ sft_chunked_loss_fsdp_x1
 sft_cpu_offload_fsdp_x1
 sft_keep_gathered_fsdp_x1
 sft_activation_checkpointing_fsdp_x1
+sft_compile_fsdp_x1
 sft_synchronous_fsdp_x1
 sft_lora_bf16_fsdp_x1
 sft_lora_unpacked_fsdp_x1
@@ -1057,6 +1062,7 @@ sft_cpu_offload_keep_gathered_activation_checkpointing_fsdp_x1
 sft_cpu_offload_keep_gathered_synchronous_fsdp_x1
 sft_cpu_offload_activation_checkpointing_synchronous_fsdp_x1
 sft_keep_gathered_activation_checkpointing_synchronous_fsdp_x1
+sft_compile_fsdp_x2
 sft_lora_bf16_fsdp_x2
 sft_lora_unpacked_fsdp_x2
 sft_lora_chunked_loss_fsdp_x2
@@ -1261,6 +1267,7 @@ sft_chunked_loss_fsdp_x4
 sft_cpu_offload_fsdp_x4
 sft_keep_gathered_fsdp_x4
 sft_activation_checkpointing_fsdp_x4
+sft_compile_fsdp_x4
 sft_synchronous_fsdp_x4
 sft_lora_bf16_fsdp_x4
 sft_lora_unpacked_fsdp_x4
@@ -3184,6 +3191,9 @@ grpo_lora_single_x1
 grpo_dora_single_x1
 grpo_rslora_single_x1
 grpo_qlora_single_x1
+grpo_bf16_single_x1
+grpo_adamw_8bit_single_x1
+grpo_muon_single_x1
 grpo_unpacked_single_x1
 grpo_chunked_loss_single_x1
 grpo_activation_checkpointing_single_x1
@@ -3193,6 +3203,9 @@ grpo_lora_ddp_x1
 grpo_dora_ddp_x1
 grpo_rslora_ddp_x1
 grpo_qlora_ddp_x1
+grpo_bf16_ddp_x1
+grpo_adamw_8bit_ddp_x1
+grpo_muon_ddp_x1
 grpo_unpacked_ddp_x1
 grpo_chunked_loss_ddp_x1
 grpo_activation_checkpointing_ddp_x1
@@ -3201,6 +3214,9 @@ grpo_lora_ddp_x2
 grpo_dora_ddp_x2
 grpo_rslora_ddp_x2
 grpo_qlora_ddp_x2
+grpo_bf16_ddp_x2
+grpo_adamw_8bit_ddp_x2
+grpo_muon_ddp_x2
 grpo_unpacked_ddp_x2
 grpo_chunked_loss_ddp_x2
 grpo_activation_checkpointing_ddp_x2
@@ -3210,6 +3226,9 @@ grpo_lora_ddp_x4
 grpo_dora_ddp_x4
 grpo_rslora_ddp_x4
 grpo_qlora_ddp_x4
+grpo_bf16_ddp_x4
+grpo_adamw_8bit_ddp_x4
+grpo_muon_ddp_x4
 grpo_unpacked_ddp_x4
 grpo_chunked_loss_ddp_x4
 grpo_activation_checkpointing_ddp_x4
@@ -3219,6 +3238,7 @@ grpo_lora_fsdp_x1
 grpo_dora_fsdp_x1
 grpo_rslora_fsdp_x1
 grpo_qlora_fsdp_x1
+grpo_bf16_fsdp_x1
 grpo_unpacked_fsdp_x1
 grpo_chunked_loss_fsdp_x1
 grpo_cpu_offload_fsdp_x1
@@ -3228,6 +3248,7 @@ grpo_lora_fsdp_x2
 grpo_dora_fsdp_x2
 grpo_rslora_fsdp_x2
 grpo_qlora_fsdp_x2
+grpo_bf16_fsdp_x2
 grpo_unpacked_fsdp_x2
 grpo_chunked_loss_fsdp_x2
 grpo_cpu_offload_fsdp_x2
@@ -3239,6 +3260,7 @@ grpo_lora_fsdp_x4
 grpo_dora_fsdp_x4
 grpo_rslora_fsdp_x4
 grpo_qlora_fsdp_x4
+grpo_bf16_fsdp_x4
 grpo_unpacked_fsdp_x4
 grpo_chunked_loss_fsdp_x4
 grpo_cpu_offload_fsdp_x4
@@ -3251,6 +3273,7 @@ grpo_lora_deepspeed_x1
 grpo_dora_deepspeed_x1
 grpo_rslora_deepspeed_x1
 grpo_qlora_deepspeed_x1
+grpo_bf16_deepspeed_x1
 grpo_unpacked_deepspeed_x1
 grpo_chunked_loss_deepspeed_x1
 grpo_zero1_deepspeed_x1
@@ -3261,6 +3284,7 @@ grpo_lora_deepspeed_x2
 grpo_dora_deepspeed_x2
 grpo_rslora_deepspeed_x2
 grpo_qlora_deepspeed_x2
+grpo_bf16_deepspeed_x2
 grpo_unpacked_deepspeed_x2
 grpo_chunked_loss_deepspeed_x2
 grpo_zero1_deepspeed_x2
@@ -3273,6 +3297,7 @@ grpo_lora_deepspeed_x4
 grpo_dora_deepspeed_x4
 grpo_rslora_deepspeed_x4
 grpo_qlora_deepspeed_x4
+grpo_bf16_deepspeed_x4
 grpo_unpacked_deepspeed_x4
 grpo_chunked_loss_deepspeed_x4
 grpo_zero1_deepspeed_x4
@@ -3284,6 +3309,9 @@ ppo_lora_single_x1
 ppo_dora_single_x1
 ppo_rslora_single_x1
 ppo_qlora_single_x1
+ppo_bf16_single_x1
+ppo_adamw_8bit_single_x1
+ppo_muon_single_x1
 ppo_unpacked_single_x1
 ppo_chunked_loss_single_x1
 ppo_activation_checkpointing_single_x1
@@ -3293,6 +3321,9 @@ ppo_lora_ddp_x1
 ppo_dora_ddp_x1
 ppo_rslora_ddp_x1
 ppo_qlora_ddp_x1
+ppo_bf16_ddp_x1
+ppo_adamw_8bit_ddp_x1
+ppo_muon_ddp_x1
 ppo_unpacked_ddp_x1
 ppo_chunked_loss_ddp_x1
 ppo_activation_checkpointing_ddp_x1
@@ -3301,6 +3332,9 @@ ppo_lora_ddp_x2
 ppo_dora_ddp_x2
 ppo_rslora_ddp_x2
 ppo_qlora_ddp_x2
+ppo_bf16_ddp_x2
+ppo_adamw_8bit_ddp_x2
+ppo_muon_ddp_x2
 ppo_unpacked_ddp_x2
 ppo_chunked_loss_ddp_x2
 ppo_activation_checkpointing_ddp_x2
@@ -3309,6 +3343,9 @@ ppo_ddp_x4
 ppo_dora_ddp_x4
 ppo_rslora_ddp_x4
 ppo_qlora_ddp_x4
+ppo_bf16_ddp_x4
+ppo_adamw_8bit_ddp_x4
+ppo_muon_ddp_x4
 ppo_unpacked_ddp_x4
 ppo_chunked_loss_ddp_x4
 ppo_activation_checkpointing_ddp_x4
@@ -3318,6 +3355,7 @@ ppo_lora_fsdp_x1
 ppo_dora_fsdp_x1
 ppo_rslora_fsdp_x1
 ppo_qlora_fsdp_x1
+ppo_bf16_fsdp_x1
 ppo_unpacked_fsdp_x1
 ppo_chunked_loss_fsdp_x1
 ppo_keep_gathered_fsdp_x1
@@ -3327,6 +3365,7 @@ ppo_lora_fsdp_x2
 ppo_dora_fsdp_x2
 ppo_rslora_fsdp_x2
 ppo_qlora_fsdp_x2
+ppo_bf16_fsdp_x2
 ppo_unpacked_fsdp_x2
 ppo_chunked_loss_fsdp_x2
 ppo_cpu_offload_fsdp_x2
@@ -3338,6 +3377,7 @@ ppo_lora_fsdp_x4
 ppo_dora_fsdp_x4
 ppo_rslora_fsdp_x4
 ppo_qlora_fsdp_x4
+ppo_bf16_fsdp_x4
 ppo_unpacked_fsdp_x4
 ppo_chunked_loss_fsdp_x4
 ppo_cpu_offload_fsdp_x4
@@ -3350,6 +3390,7 @@ ppo_lora_deepspeed_x1
 ppo_dora_deepspeed_x1
 ppo_rslora_deepspeed_x1
 ppo_qlora_deepspeed_x1
+ppo_bf16_deepspeed_x1
 ppo_unpacked_deepspeed_x1
 ppo_chunked_loss_deepspeed_x1
 ppo_zero1_deepspeed_x1
@@ -3360,6 +3401,7 @@ ppo_lora_deepspeed_x2
 ppo_dora_deepspeed_x2
 ppo_rslora_deepspeed_x2
 ppo_qlora_deepspeed_x2
+ppo_bf16_deepspeed_x2
 ppo_unpacked_deepspeed_x2
 ppo_chunked_loss_deepspeed_x2
 ppo_zero1_deepspeed_x2
@@ -3372,6 +3414,7 @@ ppo_lora_deepspeed_x4
 ppo_dora_deepspeed_x4
 ppo_rslora_deepspeed_x4
 ppo_qlora_deepspeed_x4
+ppo_bf16_deepspeed_x4
 ppo_unpacked_deepspeed_x4
 ppo_chunked_loss_deepspeed_x4
 ppo_zero1_deepspeed_x4
@@ -3476,6 +3519,7 @@ reward_lora_unpacked_ddp_x4
 grpo_lora_chunked_loss_ddp_x4
 """),
     (["gpu-amd", "gpu-intel", "gpu-nvidia"], "full", """
+sft_compile_single_x1
 sft_lora_bf16_single_x1
 sft_lora_adamw_8bit_single_x1
 sft_lora_muon_single_x1
@@ -3721,6 +3765,7 @@ sft_chunked_loss_liger_activation_checkpointing_single_x1
 sft_chunked_loss_liger_synchronous_single_x1
 sft_chunked_loss_activation_checkpointing_synchronous_single_x1
 sft_liger_activation_checkpointing_synchronous_single_x1
+sft_compile_ddp_x1
 sft_lora_bf16_ddp_x1
 sft_lora_adamw_8bit_ddp_x1
 sft_lora_muon_ddp_x1
@@ -3978,6 +4023,7 @@ sft_unpacked_ddp_x4
 sft_chunked_loss_ddp_x4
 sft_liger_ddp_x4
 sft_activation_checkpointing_ddp_x4
+sft_compile_ddp_x4
 sft_synchronous_ddp_x4
 sft_lora_bf16_ddp_x4
 sft_lora_adamw_8bit_ddp_x4
@@ -4224,6 +4270,7 @@ sft_chunked_loss_liger_activation_checkpointing_ddp_x4
 sft_chunked_loss_liger_synchronous_ddp_x4
 sft_chunked_loss_activation_checkpointing_synchronous_ddp_x4
 sft_liger_activation_checkpointing_synchronous_ddp_x4
+sft_compile_fsdp_x1
 sft_lora_bf16_fsdp_x1
 sft_lora_unpacked_fsdp_x1
 sft_lora_chunked_loss_fsdp_x1
@@ -4428,6 +4475,7 @@ sft_chunked_loss_fsdp_x4
 sft_cpu_offload_fsdp_x4
 sft_keep_gathered_fsdp_x4
 sft_activation_checkpointing_fsdp_x4
+sft_compile_fsdp_x4
 sft_synchronous_fsdp_x4
 sft_lora_bf16_fsdp_x4
 sft_lora_unpacked_fsdp_x4
@@ -5860,16 +5908,24 @@ grpo_lora_single_x1
 grpo_dora_single_x1
 grpo_rslora_single_x1
 grpo_qlora_single_x1
+grpo_bf16_single_x1
+grpo_adamw_8bit_single_x1
+grpo_muon_single_x1
 grpo_unpacked_single_x1
 grpo_chunked_loss_single_x1
+grpo_liger_single_x1
 grpo_activation_checkpointing_single_x1
 grpo_synchronous_single_x1
 grpo_lora_ddp_x1
 grpo_dora_ddp_x1
 grpo_rslora_ddp_x1
 grpo_qlora_ddp_x1
+grpo_bf16_ddp_x1
+grpo_adamw_8bit_ddp_x1
+grpo_muon_ddp_x1
 grpo_unpacked_ddp_x1
 grpo_chunked_loss_ddp_x1
+grpo_liger_ddp_x1
 grpo_activation_checkpointing_ddp_x1
 grpo_synchronous_ddp_x1
 grpo_ddp_x4
@@ -5877,14 +5933,19 @@ grpo_lora_ddp_x4
 grpo_dora_ddp_x4
 grpo_rslora_ddp_x4
 grpo_qlora_ddp_x4
+grpo_bf16_ddp_x4
+grpo_adamw_8bit_ddp_x4
+grpo_muon_ddp_x4
 grpo_unpacked_ddp_x4
 grpo_chunked_loss_ddp_x4
+grpo_liger_ddp_x4
 grpo_activation_checkpointing_ddp_x4
 grpo_synchronous_ddp_x4
 grpo_lora_fsdp_x1
 grpo_dora_fsdp_x1
 grpo_rslora_fsdp_x1
 grpo_qlora_fsdp_x1
+grpo_bf16_fsdp_x1
 grpo_unpacked_fsdp_x1
 grpo_chunked_loss_fsdp_x1
 grpo_cpu_offload_fsdp_x1
@@ -5895,6 +5956,7 @@ grpo_lora_fsdp_x4
 grpo_dora_fsdp_x4
 grpo_rslora_fsdp_x4
 grpo_qlora_fsdp_x4
+grpo_bf16_fsdp_x4
 grpo_unpacked_fsdp_x4
 grpo_chunked_loss_fsdp_x4
 grpo_cpu_offload_fsdp_x4
@@ -5906,6 +5968,7 @@ grpo_lora_deepspeed_x1
 grpo_dora_deepspeed_x1
 grpo_rslora_deepspeed_x1
 grpo_qlora_deepspeed_x1
+grpo_bf16_deepspeed_x1
 grpo_unpacked_deepspeed_x1
 grpo_chunked_loss_deepspeed_x1
 grpo_zero1_deepspeed_x1
@@ -5917,6 +5980,7 @@ grpo_lora_deepspeed_x4
 grpo_dora_deepspeed_x4
 grpo_rslora_deepspeed_x4
 grpo_qlora_deepspeed_x4
+grpo_bf16_deepspeed_x4
 grpo_unpacked_deepspeed_x4
 grpo_chunked_loss_deepspeed_x4
 grpo_zero1_deepspeed_x4
@@ -5928,30 +5992,43 @@ ppo_lora_single_x1
 ppo_dora_single_x1
 ppo_rslora_single_x1
 ppo_qlora_single_x1
+ppo_bf16_single_x1
+ppo_adamw_8bit_single_x1
+ppo_muon_single_x1
 ppo_unpacked_single_x1
 ppo_chunked_loss_single_x1
+ppo_liger_single_x1
 ppo_activation_checkpointing_single_x1
 ppo_synchronous_single_x1
 ppo_lora_ddp_x1
 ppo_dora_ddp_x1
 ppo_rslora_ddp_x1
 ppo_qlora_ddp_x1
+ppo_bf16_ddp_x1
+ppo_adamw_8bit_ddp_x1
+ppo_muon_ddp_x1
 ppo_unpacked_ddp_x1
 ppo_chunked_loss_ddp_x1
+ppo_liger_ddp_x1
 ppo_activation_checkpointing_ddp_x1
 ppo_synchronous_ddp_x1
 ppo_ddp_x4
 ppo_dora_ddp_x4
 ppo_rslora_ddp_x4
 ppo_qlora_ddp_x4
+ppo_bf16_ddp_x4
+ppo_adamw_8bit_ddp_x4
+ppo_muon_ddp_x4
 ppo_unpacked_ddp_x4
 ppo_chunked_loss_ddp_x4
+ppo_liger_ddp_x4
 ppo_activation_checkpointing_ddp_x4
 ppo_synchronous_ddp_x4
 ppo_lora_fsdp_x1
 ppo_dora_fsdp_x1
 ppo_rslora_fsdp_x1
 ppo_qlora_fsdp_x1
+ppo_bf16_fsdp_x1
 ppo_unpacked_fsdp_x1
 ppo_chunked_loss_fsdp_x1
 ppo_keep_gathered_fsdp_x1
@@ -5962,6 +6039,7 @@ ppo_lora_fsdp_x4
 ppo_dora_fsdp_x4
 ppo_rslora_fsdp_x4
 ppo_qlora_fsdp_x4
+ppo_bf16_fsdp_x4
 ppo_unpacked_fsdp_x4
 ppo_chunked_loss_fsdp_x4
 ppo_cpu_offload_fsdp_x4
@@ -5973,6 +6051,7 @@ ppo_lora_deepspeed_x1
 ppo_dora_deepspeed_x1
 ppo_rslora_deepspeed_x1
 ppo_qlora_deepspeed_x1
+ppo_bf16_deepspeed_x1
 ppo_unpacked_deepspeed_x1
 ppo_chunked_loss_deepspeed_x1
 ppo_zero1_deepspeed_x1
@@ -5984,6 +6063,7 @@ ppo_lora_deepspeed_x4
 ppo_dora_deepspeed_x4
 ppo_rslora_deepspeed_x4
 ppo_qlora_deepspeed_x4
+ppo_bf16_deepspeed_x4
 ppo_unpacked_deepspeed_x4
 ppo_chunked_loss_deepspeed_x4
 ppo_zero1_deepspeed_x4

@@ -1,6 +1,7 @@
 """Each claim can fail: evidence of a real run holds, and the same with one thing changed does not."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.smoke.claims import CHECKS, MEMORY_MAX_BYTES, judge, owed
+from tests.smoke.claims import CHECKS, MEMORY_MAX_BYTES, PHASES, judge, owed
 from tests.smoke.evidence import Evidence
 from tests.smoke.matrix import TABLES, Cell, cell_named
 from tests.smoke.runner import prove, verdict_of
+from tests.smoke.verdict import write
+from tools.ci.cells import parse_verdict
 from training.checkpoint.manifest import newest
 
 CELL = cell_named("sft_lora_fsdp_x2")
@@ -79,6 +82,12 @@ def a_loss_that_rises(run: Path) -> None:
     steps_changed(run / "out/metrics.jsonl", lambda step: step.update(loss=step["loss"] * (1 + step["step"] // 11)))
 
 
+def a_loss_that_is_not_finite(run: Path) -> None:
+    steps_changed(
+        run / "out/metrics.jsonl", lambda step: step.update(loss=math.nan if step["step"] == 12 else step["loss"])
+    )
+
+
 def another_last_digit_before_the_kill(run: Path) -> None:
     steps_changed(run / "at_kill/metrics.jsonl", lambda step: step.update(loss=step["loss"] * (1 + 1e-15)))
 
@@ -115,6 +124,10 @@ def an_adapter_that_computes_something_else(run: Path) -> None:
     changed(run / "reload.json", lambda found: found["exports"]["adapter"].update(difference=1e-6))
 
 
+def an_export_whose_logits_are_not_finite(run: Path) -> None:
+    changed(run / "reload.json", lambda found: found["exports"]["adapter"].update(difference=math.nan, moved=math.inf))
+
+
 def a_process_left(run: Path) -> None:
     changed(run / "sessions.json", lambda found: found["sessions"][1]["left"].update(processes=["4711 rank 1"]))
 
@@ -126,6 +139,27 @@ def too_much_memory(run: Path) -> None:
 
 def a_phase_that_hangs(run: Path) -> None:
     changed(run / "sessions.json", lambda found: found["phases"][2].update(seconds=1e4))
+
+
+def a_phase_that_fills_the_disk(run: Path) -> None:
+    above = PHASES["export"].bytes_max + 1
+    changed(run / "sessions.json", lambda found: found["phases"][4].update(bytes_written=above))
+
+
+def a_phase_without_an_end(run: Path) -> None:
+    changed(run / "sessions.json", lambda found: found["phases"].pop(4))
+
+
+def no_hardware(run: Path) -> None:
+    (run / "hardware.json").unlink()
+
+
+def an_unknown_machine(run: Path) -> None:
+    changed(run / "hardware.json", lambda found: found["hardware"].update(processor=""))
+
+
+def no_version_of_torch(run: Path) -> None:
+    changed(run / "hardware.json", lambda found: found["versions"].pop("torch"))
 
 
 def no_reload(run: Path) -> None:
@@ -159,6 +193,7 @@ DRAWN_BROKEN: dict[Callable[[Path], None], set[str]] = {
     another_reward: {"completions_are_whole"},
     a_mean_of_other_rewards: {"completions_are_whole"},
     a_step_that_learns_nothing: {"losses_are_finite", "curve_is_golden"},
+    a_loss_that_is_not_finite: {"losses_are_finite", "curve_is_golden"},
 }
 
 
@@ -170,6 +205,7 @@ BROKEN: dict[Callable[[Path], None], set[str]] = {
     another_device: {"world_is_as_asked"},
     a_rank_that_holds_everything: {"weights_are_shared_out"},
     a_loss_that_rises: {"loss_falls", "curve_is_golden"},
+    a_loss_that_is_not_finite: {"loss_falls", "curve_is_golden"},
     another_last_digit_before_the_kill: {"resume_is_exact"},
     a_step_that_is_missing: {"resume_is_exact", "curve_is_golden"},
     a_curve_of_its_own: {"curve_is_golden"},
@@ -177,9 +213,15 @@ BROKEN: dict[Callable[[Path], None], set[str]] = {
     a_save_left_half_way: {"checkpoint_is_committed"},
     an_export_of_the_base_model: {"export_reloads"},
     an_adapter_that_computes_something_else: {"export_reloads"},
+    an_export_whose_logits_are_not_finite: {"export_reloads"},
     a_process_left: {"nothing_leaks"},
     too_much_memory: {"memory_is_in_budget"},
     a_phase_that_hangs: {"cost_is_in_budget"},
+    a_phase_that_fills_the_disk: {"cost_is_in_budget"},
+    a_phase_without_an_end: {"cost_is_in_budget"},
+    no_hardware: {"hardware_is_known"},
+    an_unknown_machine: {"hardware_is_known"},
+    no_version_of_torch: {"hardware_is_known"},
     no_reload: {"export_reloads", "weights_are_shared_out"},
 }
 
@@ -191,6 +233,7 @@ def test_a_claim_fails_when_what_it_claims_is_not_so(ran: Path, tmp_path: Path, 
     judged = list(judge(Evidence(run), owed(CELL)))
     assert {each.name for each in judged if not each.holds} == BROKEN[broken]
     assert [each.name for each in judged] == list(CELL.claims)
+    assert parse_verdict(write(verdict_of(Evidence(run), CELL, replay=""), tmp_path).read_bytes(), "").problem
 
 
 @pytest.mark.parametrize("broken", DRAWN_BROKEN, ids=lambda each: each.__name__)
@@ -202,6 +245,7 @@ def test_a_claim_about_what_was_drawn_fails_when_it_is_not_so(
     judged = list(judge(Evidence(run), owed(DRAWING)))
     assert {each.name for each in judged if not each.holds} == DRAWN_BROKEN[broken]
     assert [each.name for each in judged] == list(DRAWING.claims)
+    assert parse_verdict(write(verdict_of(Evidence(run), DRAWING, replay=""), tmp_path).read_bytes(), "").problem
 
 
 def test_every_claim_has_been_seen_to_fail() -> None:

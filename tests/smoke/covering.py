@@ -32,7 +32,9 @@ def choices(cell: Cell) -> tuple[Choice, ...]:
 
 
 def pairs(cell: Cell) -> Iterator[Pair]:
-    """Each two of its choices, but for a recipe with a feature that it need not meet."""
+    """Each two of its choices, but for a recipe with a feature that it need not meet; of a slow cell none."""
+    if cell.is_slow:
+        return
     recipes = cell.tables.recipes
     is_first = cell.recipe == next(iter(recipes))
     left_out = {(name, True) for name in cell.features if not is_first and name not in recipes[cell.recipe].meets}
@@ -54,7 +56,7 @@ def _covering(allowed: Sequence[Cell]) -> list[Cell]:
     """The cells of one variant."""
     chosen = list(alone(allowed))
     is_allowed = _Beginnings(allowed)
-    first = [cell for cell in allowed if cell.recipe == next(iter(cell.tables.recipes))]
+    first = [cell for cell in allowed if cell.recipe == next(iter(cell.tables.recipes)) and not cell.is_slow]
     columns = [list(dict.fromkeys(column)) for column in zip(*map(choices, first), strict=True)]
     before = [list(choices(cell)) for cell in chosen if cell in first]
     found = AllPairs(columns, filter_func=is_allowed, previously_tested=before)
@@ -69,7 +71,7 @@ def _covering(allowed: Sequence[Cell]) -> list[Cell]:
     while missing:
         new = {cell: left for cell, brings in new.items() if (left := brings & missing)}
         best = max(new, key=lambda cell: len(new[cell]))
-        without = best.tables.recipes[best.recipe].without
+        without = best.tables.recipes[best.recipe].varies_with
         for name in (each for each in best.tables.features if each not in without):
             larger = _cell(best, [*choices(best), (name, True)])
             if num_new(larger) > num_new(best) and is_allowed(choices(larger)):
@@ -113,7 +115,7 @@ def alone(allowed: Iterable[Cell]) -> Iterator[Cell]:
     for cell in allowed:
         key = (cell.recipe, cell.framework, cell.features)
         num_max = 1 if cell.recipe == next(iter(cell.tables.recipes)) else 0
-        if len(cell.features) <= num_max and (key not in best or _is_better(cell, best[key])):
+        if len(cell.features) <= num_max and not cell.is_slow and (key not in best or _is_better(cell, best[key])):
             best[key] = cell
     yield from best.values()
 

@@ -5,7 +5,7 @@
     at_kill/                  metrics.jsonl and run.json as they were when the first session was killed
     out/                      the run itself: metrics.jsonl, run.json, summary.json, checkpoints/, completions.jsonl
     reload.json               how far the exports are from the trained weights
-    hardware.json
+    hardware.json             the machine, and the versions of what took part
 
 A file that is absent or broken raises here, and the claim that asked for it does not hold.
 """
@@ -84,7 +84,14 @@ class Evidence:
     @cached_property
     def hardware(self) -> dict[str, Any]:
         """The machine."""
-        return self._json("hardware.json")
+        found: dict[str, Any] = self._json("hardware.json")["hardware"]
+        return found
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of what took part."""
+        found: dict[str, str] = self._json("hardware.json")["versions"]
+        return found
 
     @cached_property
     def steps(self) -> list[StepRecord]:

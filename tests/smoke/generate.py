@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.smoke.covering import depths
+from tests.smoke.listed import BZL
 from tests.smoke.matrix import Cell, Matrix
 
 SCHEMA = 1
 REFRESH = "./bazelw run //tests/smoke:generate"
-BZL = "tests/smoke/cells.bzl"
 
 HEAD = f'''"""The allowed cells of the smoke matrix, by accelerators and depth. Written by `{REFRESH}`."""
 

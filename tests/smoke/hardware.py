@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(file: Path) -> None:
-    """Writes what this machine is into a file.
+    """Writes what this machine is, and the versions of what it runs, into a file.
 
     To be called in a process of its own: one that has looked at an accelerator can no longer be forked.
     """
@@ -34,7 +34,7 @@ def hardware(file: Path) -> None:
         for number in range(module.device_count() if module.is_available() else 0):
             properties = module.get_device_properties(number)
             accelerators.append({"name": properties.name, "memory_bytes": properties.total_memory})
-    content = {
+    machine = {
         "machine": platform.machine(),
         "kernel": platform.release(),
         "processor": _value(Path("/proc/cpuinfo"), "model name"),
@@ -50,6 +50,7 @@ def hardware(file: Path) -> None:
             "xpu": getattr(torch.version, "xpu", None),
         },
     }
+    content = {"hardware": machine, "versions": versions()}
     file.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

@@ -62,6 +62,8 @@ class Feature:
     """True if another loss curve is expected: cells that differ in other features alone must agree numerically."""
     tolerance: float = SMOKE_CURVE_RELATIVE
     """How far a curve with it may be from the golden one."""
+    is_slow: bool = False
+    """True if a cell takes minutes with it, and may. None has it beside another feature then, or blocks a change."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Framework:
     """Module that its processes import, or a function in one that does so for a device, as module:function."""
 
 
+GOLDEN = "curve_is_golden"
+
 TRAINS = (
     "ends_well",
     "plan_is_the_cells",
@@ -84,10 +88,11 @@ TRAINS = (
     "resume_is_exact",
     "checkpoint_is_committed",
     "export_reloads",
-    "curve_is_golden",
+    GOLDEN,
     "nothing_leaks",
     "memory_is_in_budget",
     "cost_is_in_budget",
+    "hardware_is_known",
 )
 """The claims of a recipe that trains one model; `claims.py` has how each is looked at."""
 
@@ -118,8 +123,9 @@ class Recipe:
     recipe meets all of them."""
     loss_falls_to: float = 0.8
     """Share of the first loss that the last one must be below, where a loss falls at all."""
-    without: tuple[str, ...] = ()
-    """Features that none of its cells has."""
+    varies_with: tuple[str, ...] = ()
+    """Features with which its curve depends on the framework and the cards: cells with them follow no golden one, and
+    none of them blocks a change."""
     loss_least: float = 0.0
     """What a difference of losses is relative to at least, since one that passes through zero is at times rounding."""
 
@@ -162,14 +168,14 @@ REWARDED: Settings = {
 
 COARSE = ("bf16", "adamw_8bit", "muon", "liger")
 """What rounds so coarsely that another number of ranks would now and then draw another token, and from there on learn
-from other completions: no curve would be the one to follow."""
+from other completions: no curve would be the one to follow. Killed, each still goes on bit for bit."""
 
-PACKAGES = ("bitsandbytes", "liger_kernel")
+PACKAGES = ("bitsandbytes", "liger_kernel", "triton")
 """What the machines of all variants have installed of what only some settings need."""
 
 TABLES = Tables(
     variants={
-        "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(2, packages=PACKAGES)),
+        "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(2, packages=PACKAGES, compiles_cpp=True)),
         "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
         "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
         "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4, packages=PACKAGES)),
@@ -205,6 +211,8 @@ TABLES = Tables(
         "hybrid": Feature({"parallel.shard_ranks": 2}),
         "keep_gathered": Feature({"parallel.keep_gathered": True}),
         "activation_checkpointing": Feature({"model.activation_checkpointing": True}),
+        # tests/subsystem:compile_test has it with other features, and before every change.
+        "compile": Feature({"model.compile": True}, is_slow=True),
         "synchronous": Feature({"checkpoint.asynchronous": False}),
     },
     recipes={
@@ -233,7 +241,7 @@ TABLES = Tables(
             asked_sums,
             DRAWS,
             meets=("lora", "zero3", "chunked_loss", "keep_gathered"),
-            without=COARSE,
+            varies_with=COARSE,
             loss_least=0.05,
         ),
         "ppo": Recipe(
@@ -243,7 +251,7 @@ TABLES = Tables(
             DRAWS,
             has_critic=True,
             meets=("lora", "zero3", "cpu_offload"),
-            without=COARSE,
+            varies_with=COARSE,
             loss_least=0.05,
         ),
     },
@@ -295,7 +303,14 @@ class Cell:
     @property
     def claims(self) -> tuple[str, ...]:
         """Names of what must be true of its run, each of which its verdict has."""
-        return self.tables.recipes[self.recipe].claims
+        row = self.tables.recipes[self.recipe]
+        varies = not {*self.features}.isdisjoint(row.varies_with)
+        return tuple(name for name in row.claims if not (varies and name == GOLDEN))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether one of its features is."""
+        return any(self.tables.features[each].is_slow for each in self.features)
 
     @property
     def machine(self) -> Machine:
@@ -353,7 +368,7 @@ def cells(tables: Tables = TABLES) -> Iterator[Cell]:
     """Every cell with as many features as its recipe may have, by recipe, variant, framework, cards and number."""
     subsets = list(_subsets(tables.features))
     for (recipe, says), (variant, row) in itertools.product(tables.recipes.items(), tables.variants.items()):
-        few = [each for each in subsets if len(each) <= says.num_features_max and not {*each} & {*says.without}]
+        few = [each for each in subsets if len(each) <= says.num_features_max]
         for framework, cards, features in itertools.product(tables.frameworks, row.cards, few):
             yield Cell(recipe, variant, framework, cards, features, tables)
 
@@ -364,7 +379,9 @@ def _subsets(features: Mapping[str, Feature]) -> Iterator[tuple[str, ...]]:
 
 
 def can_be_said(chosen: Collection[str], features: Mapping[str, Feature]) -> bool:
-    """False if two of them give a setting different values, or one gives none that the others do not."""
+    """False if two of them give a setting different values, one none that the others do not, or one is slow."""
+    if len(chosen) > 1 and any(features[each].is_slow for each in chosen):
+        return False
     pairs = [set(_items(features[each].settings)) for each in chosen]
     times = Counter(pair for each in pairs for pair in each)
     if len({name for name, _ in times}) < len(times):

@@ -1,51 +1,27 @@
 """The matrix: nothing is missing from it, one row adds to it, and what is checked in is what it says."""
 
-import types
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 
 from tests.smoke.covering import alone, blocking, depths, pairs
-from tests.smoke.generate import BZL, REFRESH, as_json, bzl
-from tests.smoke.matrix import TABLES, Cell, Feature, Framework, Matrix, Variant, cell_named, cells, with_row
-from training.config import CONFIGS, BackendKind, SftConfig
+from tests.smoke.generate import REFRESH, as_json, bzl
+from tests.smoke.goldens import FILE, curves_of, golden_of
+from tests.smoke.goldens import REFRESH as REFRESH_GOLDENS
+from tests.smoke.listed import ACCELERATORS, BZL, listed, starlark
+from tests.smoke.matrix import GOLDEN, TABLES, Cell, Feature, Framework, Matrix, Variant, cell_named, cells, with_row
+from training.config import CONFIGS, BackendKind
 from training.plan import Machine, Plan
 
 MATRIX = Matrix()
 DEPTHS = depths(MATRIX)
 
-NO_FEATURES = {
-    "batch": {"samples_per_step": "every cell", "tokens_per_rank_max": "every cell"},
-    "lora": {
-        "alpha": "tests/unit/training/models:lora_test",
-        "dropout": "tests/subsystem:resume_test",
-        "target_modules": "tests/unit/training/models:lora_test",
-    },
-    "model": {
-        "attention": "tests/unit/training/models:attention_test",
-        # It needs a C++ compiler, and compiles for longer than a cell trains.
-        "compile": "tests/subsystem:compile_test",
-        # Its noise is drawn by each rank for itself, so that no curve is shared.
-        "neftune_alpha": "tests/unit/training/models:neftune_test",
-        "path": "every cell",
-    },
-    "parallel": {"backend": "frameworks", "collective_seconds_max": "tests/subsystem:launch_test", "ranks": "cards"},
-}
-"""Settings of these sections that are no features, with where they are proven instead."""
-
-
-def starlark(path: str) -> dict[str, Any]:
-    """The global names of a .bzl file that holds tables."""
-    scope: dict[str, Any] = {"struct": types.SimpleNamespace}
-    exec(compile(Path(path).read_text(), path, "exec"), scope)
-    return scope
-
 
 def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() -> None:
-    known = starlark("tools/bazel/accelerators.bzl")["ACCELERATORS"]
+    known = starlark(ACCELERATORS)["ACCELERATORS"]
     assert {row.accelerator: row.device for row in TABLES.variants.values()} == {
         word: row.device for word, row in known.items()
     }
@@ -64,20 +40,10 @@ def test_every_recipe_of_the_config_is_a_recipe() -> None:
     assert {name: row.config for name, row in TABLES.recipes.items()} == CONFIGS
 
 
-def test_every_setting_that_may_be_a_feature_is_one_or_is_proven_elsewhere() -> None:
-    given = {name for feature in TABLES.features.values() for name in feature.settings}
-    types = get_type_hints(SftConfig)
-    for section, proven_elsewhere in NO_FEATURES.items():
-        (config,) = [each for each in (types[section], *get_args(types[section])) if is_dataclass(each)]
-        features = {name.partition(".")[2] for name in given if name.startswith(f"{section}.")}
-        assert sorted([*features, *proven_elsewhere]) == sorted(field.name for field in fields(config)), section
-    optional = {name for name, hint in types.items() if type(None) in get_args(hint)}
-    assert optional <= NO_FEATURES.keys()
-
-
 @pytest.mark.parametrize("feature", TABLES.features)
-def test_every_feature_has_a_live_cell_that_blocks_changes(feature: str) -> None:
-    live = [cell for cell, depth in DEPTHS.items() if feature in cell.features and depth == "blocking"]
+def test_every_feature_has_a_live_cell_that_blocks_changes_unless_it_is_slow(feature: str) -> None:
+    wanted = "full" if TABLES.features[feature].is_slow else "blocking"
+    live = [cell for cell, depth in DEPTHS.items() if feature in cell.features and depth == wanted]
     assert live, f"{feature} is refused everywhere: remove its row, or have the plan allow it"
 
 
@@ -174,7 +140,11 @@ def test_blocking_cells_cover_every_pair_that_is_allowed(covered: Covered) -> No
 def test_blocking_cells_have_every_single_feature_alone_on_every_framework(covered: Covered) -> None:
     for allowed, chosen in covered.by_variant():
         alone_in = [
-            {(cell.framework, cell.features) for cell in each if len(cell.features) <= 1 and cell.recipe == "sft"}
+            {
+                (cell.framework, cell.features)
+                for cell in each
+                if len(cell.features) <= 1 and cell.recipe == "sft" and not cell.is_slow
+            }
             for each in (allowed, chosen)
         ]
         assert alone_in[0] == alone_in[1]
@@ -194,11 +164,35 @@ def test_blocking_cells_have_each_recipe_with_what_it_meets(covered: Covered) ->
 @pytest.mark.parametrize("recipe", TABLES.recipes)
 def test_a_recipe_names_features_that_are_there(recipe: str) -> None:
     row = TABLES.recipes[recipe]
-    assert {*row.meets, *row.without} <= TABLES.features.keys()
-    assert not {*row.meets} & {*row.without}
+    assert {*row.meets, *row.varies_with} <= TABLES.features.keys()
+    assert not {*row.meets} & {*row.varies_with}
     live = {feature for cell in DEPTHS if cell.recipe == recipe for feature in cell.features}
-    assert {*row.meets} <= live, "it is refused with some of what it should meet"
-    assert not {*row.without} & live
+    assert {*row.meets, *row.varies_with} <= live, "it is refused with some of what it names"
+
+
+def test_cells_whose_curve_varies_owe_every_other_claim_and_block_no_change() -> None:
+    varying = {cell for cell in DEPTHS if {*cell.features} & {*TABLES.recipes[cell.recipe].varies_with}}
+    assert {(cell.recipe, *cell.features) for cell in varying if cell.variant == "cpu"} >= {
+        ("grpo", "bf16"),
+        ("ppo", "muon"),
+    }
+    for cell in varying:
+        assert {*TABLES.recipes[cell.recipe].claims} - {*cell.claims} == {GOLDEN}
+        assert DEPTHS[cell] == "full"
+        assert golden_of(cell) is None
+    assert all(GOLDEN in cell.claims for cell in DEPTHS if cell not in varying)
+
+
+def test_every_golden_curve_is_there_and_followed_by_some_cell() -> None:
+    followed = {cell.curve for cell in DEPTHS if GOLDEN in cell.claims}
+    assert curves_of(FILE).keys() == followed, f"bring them up to date: {REFRESH_GOLDENS} -- missing"
+
+
+def test_a_slow_feature_is_alone_and_blocks_no_change() -> None:
+    slow = {name for name, row in TABLES.features.items() if row.is_slow}
+    assert "compile" in slow
+    assert {cell.features for cell in DEPTHS if slow & {*cell.features}} == {(each,) for each in slow}
+    assert {depth for cell, depth in DEPTHS.items() if cell.is_slow} == {"full"}
 
 
 def test_blocking_cells_are_allowed(covered: Covered) -> None:
@@ -217,13 +211,9 @@ def test_checked_in_cells_are_those_of_the_matrix() -> None:
 
 
 def test_checked_in_cells_are_read_back_by_accelerator_and_depth() -> None:
-    read = {
-        (accelerator, depth, name)
-        for accelerators, depth, names in starlark(BZL)["CELLS"]
-        for accelerator in accelerators
-        for name in names.split()
-    }
-    assert read == {(cell.accelerator, depth, cell.stem) for cell, depth in DEPTHS.items()}
+    read = [each for row in TABLES.variants.values() for each in listed(row.accelerator).items()]
+    assert len(read) == len(DEPTHS)
+    assert dict(read) == DEPTHS
 
 
 def test_json_has_every_cell_once_with_a_target_or_a_reason() -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from tests.smoke import reload
-from tests.smoke.claims import PHASES, judge, owed
+from tests.smoke.claims import PHASES, SLOWER, judge, owed
 from tests.smoke.evidence import Evidence
-from tests.smoke.hardware import hardware, versions
+from tests.smoke.hardware import hardware
 from tests.smoke.matrix import Cell
 from tests.smoke.rewards import share
-from tests.smoke.session import Session, run_session
+from tests.smoke.session import SECONDS_MAX, Session, run_session
 from tests.smoke.verdict import Phase, verdict
 from tests.support.chats import write_jsonl
 from training.config import RunConfig
@@ -43,17 +43,20 @@ def prove(cell: Cell, folder: Path, *, replay: str) -> dict[str, Any]:
     set_up(cell, folder)
     forked(hardware, folder / "hardware.json")
     words = [cell.recipe, *cell.words]
-    killed = run_session(words, folder, kill_after_checkpoint=cell.settings["checkpoint.steps_between"])
-    phases = _phases(folder, killed, SESSION_KILLED)
+    slower = SLOWER if cell.is_slow else 1
+    at, most = cell.settings["checkpoint.steps_between"], SECONDS_MAX * slower
+    killed = run_session(words, folder, kill_after_checkpoint=at, seconds_max=most)
+    phases = _phases(folder, killed, SESSION_KILLED, slower)
     (folder / "at_kill").mkdir()
     for name in ("metrics.jsonl", "run.json"):
         if (folder / "out" / name).exists():
             shutil.copy(folder / "out" / name, folder / "at_kill" / name)
-    resumed = run_session(words, folder)
-    phases += _phases(folder, resumed, SESSION_RESUMED)
+    resumed = run_session(words, folder, seconds_max=most)
+    phases += _phases(folder, resumed, SESSION_RESUMED, slower)
     began = time.time()
     forked(reload.reload, folder, folder / "reload.json", cell.tables.recipes[cell.recipe])
-    phases.append(Phase("reload", time.time() - began, PHASES["reload"], 0))
+    budget = PHASES["reload"]
+    phases.append(Phase("reload", time.time() - began, budget.seconds_max, 0, budget.bytes_max))
     sessions = [asdict(session) for session in (killed, resumed)]
     content = {"sessions": sessions, "phases": [asdict(each) for each in phases]}
     (folder / "sessions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -114,25 +117,37 @@ def verdict_of(evidence: Evidence, cell: Cell, *, replay: str) -> dict[str, Any]
         tolerance=cell.tolerance,
         completions=there(lambda: evidence.completions_of_last, []) if "rl.rewards" in cell.settings else [],
         seed=cell.settings.get("run.seed", RunConfig("out").seed),
-        versions=versions(),
+        versions=there(lambda: evidence.versions, {}),
         hardware=there(lambda: evidence.hardware, {}),
         replay=replay,
     )
 
 
-SESSION_KILLED = {"set up": "plan.txt", "steps, checkpoint, kill": None}
-SESSION_RESUMED = {"resume": "plan.txt", "steps, checkpoints": "run.json", "export": "summary.json", "tear down": None}
+SESSION_KILLED: Mapping[str, str | None] = {"set up": "plan.txt", "steps, checkpoint, kill": None}
+SESSION_RESUMED: Mapping[str, str | None] = {
+    "resume": "plan.txt",
+    "steps, checkpoints": "run.json",
+    "export": "summary.json",
+    "tear down": None,
+}
 """The phases of a session, each with the file whose last change ends it; None is the end of the session."""
 
 
-def _phases(folder: Path, session: Session, ended_by: Mapping[str, str | None]) -> list[Phase]:
-    """A session cut into phases, at moments that its files tell, with the bytes that were written in each."""
+def _phases(folder: Path, session: Session, ended_by: Mapping[str, str | None], slower: int) -> list[Phase]:
+    """A session cut into phases, at moments that its files tell, with the bytes that were written in each.
+
+    A phase whose file is not there is left out. What a checkpoint took is counted in the session that wrote it: none
+    is rotated away before that is over.
+    """
     files = [path.stat() for path in (folder / "out").rglob("*") if path.is_file()]
     phases, begin = [], session.began
     for name, file in ended_by.items():
         path = folder / "out" / str(file)
-        end = path.stat().st_mtime if file and path.exists() else session.ended
+        if file and not path.exists():
+            continue
+        end = path.stat().st_mtime if file else session.ended
         written = sum(each.st_size for each in files if begin < each.st_mtime <= end)
-        phases.append(Phase(name, max(end - begin, 0.0), PHASES[name], written))
+        budget = PHASES[name]
+        phases.append(Phase(name, max(end - begin, 0.0), budget.seconds_max * slower, written, budget.bytes_max))
         begin = end
     return phases

@@ -26,8 +26,7 @@ from pathlib import Path
 from training.checkpoint.manifest import name_of
 from training.metrics.records import StepRecord, read_records
 
-SECONDS_MAX = 240
-"""A session that takes longer hangs, and is ended."""
+SECONDS_MAX = 240.0
 
 STEPS_AFTER_CHECKPOINT = 2
 """Steps that a killed session takes at least between a checkpoint and its death, to be taken again."""
@@ -50,7 +49,7 @@ class Left:
     processes: list[str] = field(default_factory=list)
     shared_memory: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
-    """Listening ones; seen where the network is the test's own. Elsewhere a port cannot outlive its process."""
+    """Those that a process listens on which is left; seen where the network is the test's own."""
     temporary: list[str] = field(default_factory=list)
     """Names under TMPDIR."""
 
@@ -71,7 +70,9 @@ class Session:
     left: Left
 
 
-def run_session(words: Sequence[str], where: Path, *, kill_after_checkpoint: int | None = None) -> Session:
+def run_session(
+    words: Sequence[str], where: Path, *, kill_after_checkpoint: int | None = None, seconds_max: float = SECONDS_MAX
+) -> Session:
     """Types a command in a directory and waits until nothing is left of it.
 
     Args:
@@ -79,6 +80,7 @@ def run_session(words: Sequence[str], where: Path, *, kill_after_checkpoint: int
         where: has the model and the data; out/metrics.jsonl is looked at in it.
         kill_after_checkpoint: kills the process once the checkpoint of this step is committed and
             STEPS_AFTER_CHECKPOINT more are in the metrics.
+        seconds_max: a session that takes longer hangs, and is ended.
     """
     # Ranks whose parent was killed become children of this process, and cannot be overlooked.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -92,11 +94,14 @@ def run_session(words: Sequence[str], where: Path, *, kill_after_checkpoint: int
     if pid == 0:
         _command(words, where, temporary, writes, errors.fileno())
     os.close(writes)
-    said = _watch(pid, reads, where, began + SECONDS_MAX, kill_after_checkpoint)
+    said = _watch(pid, reads, where, began + seconds_max, kill_after_checkpoint)
     os.close(reads)
     _, status, usage = os.wait4(pid, 0)
-    processes = _orphans()
+    _await_orphans()
     ended = time.time()
+    # A port lives as long as its process, so it is looked for before that is ended.
+    listening = sorted(_listening() - ports)
+    processes = _end_orphans()
     deadline = time.monotonic() + SECONDS_TO_VANISH
     while (new := sorted(_shared_memory() - shared)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -110,7 +115,7 @@ def run_session(words: Sequence[str], where: Path, *, kill_after_checkpoint: int
         memory_peak_bytes=usage.ru_maxrss * 1024,
         said=said,
         complained=complained,
-        left=Left(processes, new, sorted(_listening() - ports), sorted(os.listdir(temporary))),
+        left=Left(processes, new, listening, sorted(os.listdir(temporary))),
     )
 
 
@@ -159,7 +164,7 @@ def _watch(pid: int, reads: int, where: Path, deadline: float, kill_after: int |
                 return said.decode(errors="replace")
             said += line
     else:
-        said += f"\nended after {SECONDS_MAX} s\n".encode()
+        said += b"\nended, since it took too long\n"
     os.kill(pid, signal.SIGKILL)
     return said.decode(errors="replace")
 
@@ -168,16 +173,20 @@ def _last_step(metrics: Path) -> int:
     return max((record.step for record in read_records(metrics) if isinstance(record, StepRecord)), default=0)
 
 
-def _orphans() -> list[str]:
-    """Waits until every process that the session started is gone; those that are not are named, and killed."""
+def _await_orphans() -> None:
+    """Waits until every process that the session started is gone, but not for ever."""
     deadline = time.monotonic() + SECONDS_TO_VANISH
     while time.monotonic() < deadline:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return []
+            return
         if pid == 0:
             time.sleep(0.01)
+
+
+def _end_orphans() -> list[str]:
+    """Kills whatever is left of the session's processes, and names it."""
     left = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -3,7 +3,8 @@
     ./bazelw run //tests/smoke:support      writes the table into README.md anew
 
 Nothing is said here by hand. A cell of the table is what blocks a change on a CPU (and so was proven on the machine of
-whoever merged), or the word unproven where only accelerators are allowed to run it, or the plan's reason for refusing.
+whoever merged), or what a night runs if all of it is slow, or the word unproven where only accelerators are allowed to
+run it, or the plan's reason for refusing.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.smoke import settings
 from tests.smoke.covering import depths
 from tests.smoke.matrix import Cell, Matrix
 from training.plan import Refusal
@@ -23,7 +25,7 @@ END = "<!-- End of the support table -->"
 
 
 def table(matrix: Matrix, depth: Mapping[Cell, str]) -> str:
-    """A row for each feature, a column for each framework and what refusals of the row expect; then how many cells.
+    """A row for each feature, a column for each framework and what refusals expect; how many cells; other settings.
 
     Of the first recipe, which is the one that is proven with each single feature. `depth` is `depths(matrix)`.
     """
@@ -39,7 +41,7 @@ def table(matrix: Matrix, depth: Mapping[Cell, str]) -> str:
         )
         said = [each if isinstance(each, str) else "refused" for each in entries]
         lines.append(f"| {feature or '*nothing switched on*'} | " + " | ".join([*said, "; ".join(reasons)]) + " |")
-    return "\n".join([*lines, "", _counts(matrix, depth)])
+    return "\n".join([*lines, "", _counts(matrix, depth), "", settings.table()])
 
 
 def _counts(matrix: Matrix, depth: Mapping[Cell, str]) -> str:
@@ -66,6 +68,8 @@ def _entry(matrix: Matrix, depth: Mapping[Cell, str], framework: str, feature: s
     ]
     if proven := sorted({each.cards for each in alike if each.variant == "cpu" and depth.get(each) == "blocking"}):
         return " ".join(f"×{cards}" for cards in proven)
+    if slow := sorted({each.cards for each in alike if each.variant == "cpu" and each in depth}):
+        return f"at night {' '.join(f'×{cards}' for cards in slow)}"
     if any(each in depth for each in alike):
         return "unproven"
     # Of several reasons, the one that the most cells have: the others are about a number of cards.

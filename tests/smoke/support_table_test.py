@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.smoke import settings
 from tests.smoke.covering import depths
 from tests.smoke.matrix import TABLES, Cell, Feature, Matrix, with_row
 from tests.smoke.support_table import BEGIN, END, README, REFRESH, table, with_table
@@ -13,6 +14,8 @@ WRITTEN = table(MATRIX, DEPTHS)
 
 
 def rows(text: str) -> dict[str, list[str]]:
+    """Of the first table."""
+    text = text.partition("\n\n")[0]
     cells = [[each.strip() for each in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {first: rest for first, *rest in cells[2:]}
 
@@ -27,8 +30,9 @@ def test_each_entry_names_a_cell_that_blocks_a_change() -> None:
     for feature, entries in rows(WRITTEN).items():
         features = (feature,) if feature in TABLES.features else ()
         for framework, entry in zip(TABLES.frameworks, entries[:-1], strict=True):
+            depth = "full" if entry.startswith("at night ") else "blocking"
             for cards in (each for each in entry.split() if each.startswith("×")):
-                assert DEPTHS[Cell("sft", "cpu", framework, int(cards[1:]), features)] == "blocking"
+                assert DEPTHS[Cell("sft", "cpu", framework, int(cards[1:]), features)] == depth
                 named += 1
     assert named > len(TABLES.features)
 
@@ -37,9 +41,14 @@ def test_every_feature_and_framework_has_an_answer_and_every_refusal_its_reason(
     answers = rows(WRITTEN)
     assert list(answers)[1:] == list(TABLES.features)
     for *entries, reason in answers.values():
-        assert all(each == "refused" or each == "unproven" or each.startswith("×") for each in entries)
+        assert all(each in ("refused", "unproven") or each.startswith(("×", "at night ×")) for each in entries)
         assert bool(reason) == ("refused" in entries)
+    assert answers["compile"][:3] == ["at night ×1", "at night ×1 ×2 ×4", "at night ×1 ×2 ×4"]
     assert answers["zero1"] == ["refused", "refused", "refused", "×2", "`parallel.zero_stage` needs deepspeed"]
+
+
+def test_settings_that_are_no_features_are_there_too() -> None:
+    assert WRITTEN.endswith("\n\n" + settings.table())
 
 
 def test_what_only_accelerators_may_run_is_unproven() -> None:

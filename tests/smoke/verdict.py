@@ -5,17 +5,19 @@
      "target": "//tests/smoke:smoke.sft_lora_fsdp_x2",
      "status": "proven" | "failed",
      "claims": [{"name", "says", "holds": true | false, "measured", "bound", "detail"}, …],
-     "phases": [{"name", "seconds", "seconds_max", "bytes_written"}, …],
-     "curve": [{"step", "loss", "gradient_norm"}, …],
+     "phases": [{"name", "seconds", "seconds_max", "bytes_written", "bytes_max"}, …],
+     "curve": [{"step", "loss", "gradient_norm"}, …],  null where a number is not finite
      "golden": the same | null,  "tolerance": 0.0001,
      "completions": [{"prompt", "completion", "rewards": {name: reward}}, …],  a few of the last, where any are drawn
      "seed": 0,  "versions": {package: version},  "hardware": {…},  "replay": "./bazelw test …"}
 
 The claims of a verdict are a closed list. One that was not evaluated is in it all the same, as one that does not hold:
-what nobody looked at was not proven.
+what nobody looked at was not proven. Numbers that JSON has not are null in curves and words elsewhere: a run that went
+wrong must be able to say so.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +53,7 @@ class Phase:
     seconds: float
     seconds_max: float
     bytes_written: int
+    bytes_max: int
 
 
 @dataclass(frozen=True)
@@ -113,17 +116,31 @@ def verdict(
         },
         "target": cell.target,
         "status": "proven" if all(each.holds for each in judged.values()) else "failed",
-        "claims": [asdict(each) for each in judged.values()],
+        "claims": [_said(asdict(each)) for each in judged.values()],
         "phases": [asdict(each) for each in phases],
-        "curve": [asdict(each) for each in curve],
-        "golden": None if golden is None else [asdict(each) for each in golden],
+        "curve": [_drawn(each) for each in curve],
+        "golden": None if golden is None else [_drawn(each) for each in golden],
         "tolerance": tolerance,
-        "completions": [dict(each) for each in completions],
+        "completions": [_said(dict(each)) for each in completions],
         "seed": seed,
         "versions": dict(versions),
         "hardware": dict(hardware),
         "replay": replay,
     }
+
+
+def _said(value: Any) -> Any:
+    """A JSON value in which numbers that are not finite are words: nan, inf, -inf."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _said(each) for name, each in value.items()}
+    return [_said(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _drawn(point: Point) -> dict[str, Any]:
+    """A point of a curve, whose numbers are null where they are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in asdict(point).items()}
 
 
 def write(content: Mapping[str, Any], folder: Path) -> Path:

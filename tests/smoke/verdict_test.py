@@ -1,6 +1,7 @@
 """A verdict is green only if every claim that was owed was looked at, once, and holds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ OWED = {"loss_falls": "the loss falls.", "resume_is_exact": "the run goes on as 
 HOLD = [Claim(name, says, True, measured=1, bound=2) for name, says in OWED.items()]
 
 
-def judged(claims: list[Claim]) -> dict[str, Any]:
+def judged(claims: list[Claim], curve: Sequence[Point] = (Point(1, 5.5, 0.5),), **hardware: float) -> dict[str, Any]:
     return verdict(
         Cell("sft", "nvidia", "fsdp", 4, ("lora",)),
         expected=OWED,
         claims=claims,
-        phases=[Phase("set up", 1.5, 60.0, 1024)],
-        curve=[Point(1, 5.5, 0.5)],
+        phases=[Phase("set up", 1.5, 60.0, 1024, 2048)],
+        curve=curve,
         golden=None,
         tolerance=1e-4,
         seed=0,
         versions={"torch": "2"},
-        hardware={"machine": "x86_64"},
+        hardware={"machine": "x86_64", **hardware},
         replay="./bazelw test X",
         completions=[{"prompt": "1 + 1?", "completion": "2", "rewards": {"exact": 1.0}}],
     )
@@ -43,7 +44,9 @@ def test_all_claims_that_hold_are_a_proof(tmp_path: Path) -> None:
         "features": ["lora"],
     }
     assert content["target"] == "//tests/smoke:smoke.sft_lora_fsdp_x4.gpu-nvidia"
-    assert content["phases"] == [{"name": "set up", "seconds": 1.5, "seconds_max": 60.0, "bytes_written": 1024}]
+    assert content["phases"] == [
+        {"name": "set up", "seconds": 1.5, "seconds_max": 60.0, "bytes_written": 1024, "bytes_max": 2048}
+    ]
     assert content["completions"] == [{"prompt": "1 + 1?", "completion": "2", "rewards": {"exact": 1.0}}]
     assert content["curve"] == [{"step": 1, "loss": 5.5, "gradient_norm": 0.5}]
 
@@ -65,6 +68,19 @@ def test_a_claim_that_is_missing_repeated_unknown_or_false_is_a_failure(claims: 
     assert failures(content).endswith("replay: ./bazelw test X")
 
 
-def test_a_number_that_json_has_not_is_no_verdict(tmp_path: Path) -> None:
+def test_numbers_that_json_has_not_are_words_in_claims_and_null_in_curves(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    claim = Claim("loss_falls", "x.", False, {"losses": [5.5, nan], "exports": ({"difference": infinite},)}, -infinite)
+    content = json.loads(write(judged([claim], [Point(1, 5.5, nan), Point(2, infinite, 1.0)]), tmp_path).read_text())
+    assert content["claims"][0]["measured"] == {"losses": [5.5, "nan"], "exports": [{"difference": "inf"}]}
+    assert content["claims"][0]["bound"] == "-inf"
+    assert content["curve"] == [
+        {"step": 1, "loss": 5.5, "gradient_norm": None},
+        {"step": 2, "loss": None, "gradient_norm": 1.0},
+    ]
+    assert content["status"] == "failed"
+
+
+def test_they_are_no_verdict_where_none_can_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write(judged([Claim("loss_falls", "x.", False, measured=float("nan"))]), tmp_path)
+        write(judged(HOLD, cores=float("nan")), tmp_path)

@@ -183,7 +183,7 @@ def planted_bugs(name, bugs):
         )
     native.test_suite(name = name)
 
-def smoke_cells(name, srcs, cells, data = [], deps = []):
+def smoke_cells(name, srcs, cells, also = [], data = [], deps = [], requires = {}):
     """One py_test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.
 
     Cells that block changes are in `...`. The others are manual, and run with the suite: `full` has every cell of the
@@ -194,8 +194,10 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
         name: first part of every name.
         srcs: the test file, which finds in PLUMBLINE_CELL which cell it is to run.
         cells: the generated table: accelerators, depth, and names of cells, a line each. Names end in `_x<cards>`.
+        also: other tests that are in the suites of the cpu.
         data: files that the tests read.
         deps: what they import directly.
+        requires: for a feature, more constraint values that must hold for cells with it, as of py_test.
     """
     suites = {}
     for accelerators, depth, names in cells:
@@ -214,10 +216,13 @@ def smoke_cells(name, srcs, cells, data = [], deps = []):
                     cpus = 2 if cards > 2 else 1,
                     data = data,
                     env = {"PLUMBLINE_CELL": cell + suffix},
+                    requires = [each for feature, needs in requires.items() if "_{}_".format(feature) in cell for each in needs],
                     tags = ["manual"] if depth == "full" else [],
                     deps = deps,
                 )
                 suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))
+    if also:
+        suites.setdefault("full", []).extend(also)
     every = suites.get("full", [])
     for part in range(_PARTS):
         if every[part::_PARTS]:

@@ -278,7 +278,10 @@ CELLS = [
 
 
 def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerator(macros, targets) -> None:
-    macros("tests/smoke").smoke_cells(name="smoke", srcs=["cell_test.py"], cells=CELLS, deps=[":runner"])
+    needs = {"lora": ["@plumbline_cpp//:available"], "sft": ["@other//:x"]}
+    macros("tests/smoke").smoke_cells(
+        name="smoke", srcs=["cell_test.py"], cells=CELLS, deps=[":runner"], requires=needs
+    )
     tests = {target["name"]: target for target in targets if "name" in target}
     assert list(tests) == [
         "smoke.sft_ddp_x1",
@@ -286,7 +289,9 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
         "smoke.sft_fsdp_x4.gpu-amd",
         "smoke.sft_fsdp_x4.gpu-nvidia",
     ]
-    assert tests["smoke.sft_lora_fsdp_x4"]["tags"] == ["smoke", "cpu", "cpu:2"]
+    assert tests["smoke.sft_lora_fsdp_x4"]["tags"] == ["smoke", "cpu", "cpu:2", "needs:cpp"]
+    assert tests["smoke.sft_lora_fsdp_x4"]["target_compatible_with"] == ["@plumbline_cpp//:available"]
+    assert tests["smoke.sft_ddp_x1"]["target_compatible_with"] == []
     assert tests["smoke.sft_lora_fsdp_x4"]["env"]["PLUMBLINE_CELL"] == "sft_lora_fsdp_x4"
     nvidia = tests["smoke.sft_fsdp_x4.gpu-nvidia"]
     assert nvidia["tags"] == ["manual", "smoke", "gpu-nvidia", "cpu:2", "multi-gpu"]
@@ -324,6 +329,14 @@ def test_a_pair_of_cells_of_the_cpu_goes_to_each_pool_of_cards_and_to_no_other(m
         assert "//tools/devices" in test["deps"]
     with pytest.raises(LoadFailure, match="cells: empty"):
         macros("tests/smoke").smoke_routes(name="routes", srcs=["cell_test.py"], cells=[])
+
+
+def test_a_test_that_is_for_a_night_as_well_is_in_the_suites_of_the_cpu(macros, targets) -> None:
+    macros("tests/smoke").smoke_cells(name="smoke", srcs=["cell_test.py"], cells=CELLS, also=[":every_test"])
+    suites = {target["suite"]["name"]: target["suite"]["tests"] for target in targets if "suite" in target}
+    assert suites["full"][-1] == ":every_test"
+    assert suites["full.3"] == [":every_test"]
+    assert ":every_test" not in suites["full.gpu-nvidia"]
 
 
 def test_a_depth_that_nobody_runs_fails(macros) -> None:
