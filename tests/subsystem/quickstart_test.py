@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,12 +31,19 @@ def started(*words: str, where: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_newcomer_gets_a_model_its_metrics_and_a_report_and_a_second_run_loses_nothing(tmp_path: Path) -> None:
-    process = started("--seconds", "1", where=tmp_path)
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where somebody has run it for the first time, and what it said."""
+    where = tmp_path_factory.mktemp("newcomer")
+    process = started("--seconds", "1", where=where)
     said, errors = process.communicate()
     assert process.returncode == 0, errors
-    out = tmp_path / OUT
+    return where, said
 
+
+def test_a_newcomer_gets_a_model_its_metrics_and_a_report(first: tuple[Path, str]) -> None:
+    where, said = first
+    out = where / OUT
     records = list(read_records(out / "run" / "metrics.jsonl"))
     steps = [each for each in records if isinstance(each, StepRecord)]
     held_out = [each.loss for each in records if isinstance(each, ValidationRecord)]
@@ -73,13 +81,6 @@ def test_a_newcomer_gets_a_model_its_metrics_and_a_report_and_a_second_run_loses
     assert not torch.equal(trained(input_ids=ids).logits, base(input_ids=ids).logits)
     assert not torch.equal(reloaded(input_ids=ids).logits, base(input_ids=ids).logits)
 
-    # A second time: the first is left as it is, and that is said.
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    said = "".join(interrupted(started("--seconds", "20", where=tmp_path), at=r"step [1-9]\d*/\d+  loss"))
-    assert f"{OUT} (finished from-scratch, seed 0, 1 s): left as it is. This run goes to {OUT}-2." in said
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert (tmp_path / f"{OUT}-2" / "quickstart.json").is_file()
-
 
 def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:
     """Sends Ctrl-C at the first line that matches, and returns all lines, once the program has ended as it should."""
@@ -95,15 +96,20 @@ def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:
     return said
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = ("--seconds", "20", "--out", "q")
-    said = interrupted(started(*words, where=tmp_path), at=r"step [1-9]\d*/\d+  loss")
+def test_a_second_run_loses_nothing_and_goes_on_after_ctrl_c(first: tuple[Path, str]) -> None:
+    """The first is left as it is, and that is said; the same command goes on with the second."""
+    where, _ = first
+    words = ("--seconds", "20")
+    before = {path: path.stat().st_mtime_ns for path in (where / OUT).rglob("*")}
+    said = interrupted(started(*words, where=where), at=r"step [1-9]\d*/\d+  loss")
+    kept = f"{OUT} (finished from-scratch, seed 0, 1 s)"
+    assert f"{kept}: left as it is. This run goes to {OUT}-2." in "".join(said)
     assert "The same command goes on from there:\n" in said
     assert said[-1] == f"  python -m training.quickstart {' '.join(words)}\n"
-    state = json.loads((tmp_path / "q" / "quickstart.json").read_text())
-    assert not state["is_finished"]
+    assert not json.loads((where / f"{OUT}-2" / "quickstart.json").read_text())["is_finished"]
 
-    said = interrupted(started(*words, where=tmp_path), at="start ")
-    assert "q holds this run, unfinished: going on where it stopped." in "".join(said)
+    said = interrupted(started(*words, where=where), at="start ")
+    assert f"{OUT}-2 holds this run, unfinished: going on where it stopped." in "".join(said)
     assert any(re.match(r"start +after step-\d{8}", line) for line in said)
     assert not any(line.startswith(("before ", "speed ")) for line in said), "what was done is not done again"
+    assert {path: path.stat().st_mtime_ns for path in (where / OUT).rglob("*")} == before
