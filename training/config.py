@@ -437,8 +437,9 @@ class ParallelConfig:
     fsdp and deepspeed, which in stages 1 and 2 keeps the weights that layers compute with on the device."""
 
     collective_seconds_max: int | None = None
-    """Seconds that a rank waits for the others before it gives up. Default: 1800, longer than it takes rank 0 to write
-    a large export. Not for single."""
+    """Seconds that a rank waits for the others, in a step or a save, before it gives up. What rank 0 does alone, as an
+    export, may take longer: then it is asked whether it is there. Default: 1800, longer than any rank takes to write
+    its files. Not for single."""
 
     def __post_init__(self) -> None:
         """Checks counts."""

@@ -53,6 +53,7 @@ from training.models.quantize import nf4
 from training.optimizer import optimizer_of
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
+from training.parallel.first import on_first
 from training.parallel.launch import launch
 from training.parallel.presence import present, write_run
 from training.parallel.single import Single
@@ -344,8 +345,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     whole = backend.whole(trained, built) if kinds else None
     if plan.has_critic and whole is not None:
         remove_critic(whole)
-    summary = None
-    if backend.rank == 0:
+
+    def exported() -> RunSummary:
         summary = summarize(
             read_records(out / "metrics.jsonl"),
             data.summary,
@@ -359,7 +360,9 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             },
         )
         summary.write(out / "summary.json")
-    of_first = backend.gather(summary)[0]
+        return summary
+
+    of_first = backend.gather(on_first(backend, exported))[0]
     assert of_first is not None
     return of_first
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import distributed
 
-from training.errors import DataError, RankFailed
+from training.errors import DataError, PlumblineError, RankFailed
+from training.parallel.ddp import Ddp
+from training.parallel.first import on_first
 from training.parallel.launch import launch
 from training.parallel.world import World, joined
 
@@ -179,6 +181,57 @@ def test_a_rank_that_hangs_is_given_up(place: Path) -> None:
 
     with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out"):
         launch(hanging, 2, method="fork")
+
+
+def first(place: Path, work: Callable[[], object], world: World) -> None:
+    """Rank 0 alone does something that may take longer than a rank waits for another; each leaves how it went."""
+    with joined(world, "cpu", seconds_max=1) as device:
+        (place / f"rank-{world.rank}").write_text(str(os.getpid()))
+        said = place / f"said-{world.rank}"
+        try:
+            said.write_text(str(on_first(Ddp(world, device, "fp32"), work)))
+        except PlumblineError as error:
+            said.write_text(str(error))
+            raise
+
+
+def said(place: Path) -> list[str]:
+    return [(place / f"said-{rank}").read_text() for rank in range(3)]
+
+
+def slowly() -> str:
+    time.sleep(2.5)
+    return "done"
+
+
+def test_ranks_wait_for_what_rank_0_does_alone_longer_than_for_each_other(place: Path) -> None:
+    launch(partial(first, place, slowly), 3, method="fork")
+    assert said(place) == ["done", "None", "None"]
+
+
+def test_an_error_of_what_rank_0_does_alone_is_that_of_all(place: Path) -> None:
+    with pytest.raises(DataError, match=r"^chat.jsonl:3: nothing"):
+        launch(partial(first, place, raise_ours), 3, method="fork")
+    (error,) = set(said(place))
+    assert error.startswith("chat.jsonl:3: nothing")
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (raise_value_error, r"rank 0: ValueError: boom"),
+        (kill_myself, r"rank 0: it was killed by SIGKILL"),
+        (freeze, r"rank [12]: RuntimeError: .*[Tt]imed out"),
+    ],
+    ids=["raises", "is killed", "hangs"],
+)
+def test_ranks_wait_no_longer_than_rank_0_is_there(place: Path, how: Callable[[], object], words: str) -> None:
+    with pytest.raises(RankFailed, match=f"^{words}"):
+        launch(partial(first, place, how), 3, method="fork")
 
 
 def wait_for_ever(world: World) -> None:

@@ -19,7 +19,7 @@ from training import run
 from training.checkpoint.manifest import committed
 from training.checkpoint.save import save
 from training.config import LoraConfig
-from training.errors import CheckpointCorrupt, CheckpointError, RankFailed
+from training.errors import CheckpointCorrupt, CheckpointError, ExportError, RankFailed
 from training.metrics.records import StepRecord
 from training.recipes import train
 from training.step import train_step
@@ -52,6 +52,37 @@ def test_every_backend_exports_what_one_process_exports(tmp_path: Path, lora: Lo
             assert value.abs().max() > 0, f"{name} is empty"
             difference = (tensors[name] - value).abs().max()
             assert difference <= RANKS_FP32_RELATIVE * max(1, value.abs().max()), (place, name)
+
+
+def test_an_export_may_take_longer_than_ranks_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So may loading the model that the weights of all ranks are put into."""
+
+    def slowly(does: Callable[..., Any], *, after: int) -> Callable[..., Any]:
+        called: list[None] = []
+
+        def late(*arguments: Any, **options: Any) -> Any:
+            called.append(None)
+            time.sleep(2.5 if len(called) > after else 0)
+            return does(*arguments, **options)
+
+        return late
+
+    monkeypatch.setattr(run, "load_model", slowly(run.load_model, after=1))
+    monkeypatch.setattr(run, "export", slowly(run.export, after=0))
+    made = planned(tmp_path, backend="fsdp", num_steps=1, exports=("model",), collective_seconds_max=2)
+    assert Path(train(made).exports["model"]).is_dir()
+
+
+def test_an_export_that_fails_ends_all_ranks_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Path:
+        raise ExportError("out/model", got="other logits", expected="those of the trained model", hint="none")
+
+    monkeypatch.setattr(run, "export", fail)
+    with pytest.raises(ExportError, match=r"^out/model: other logits; expected those"):
+        train(planned(tmp_path, num_steps=1, exports=("model",), **PLACES["fsdp x2"]))
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
 
 
 def at_step(chosen: int, rank: int, does: Callable[[], object]) -> Callable[..., StepRecord]:

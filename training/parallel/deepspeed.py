@@ -27,6 +27,7 @@ from torch import Tensor, distributed, nn
 
 from training.config import Precision
 from training.parallel.ddp import BYTES_PER_BUCKET, Ddp
+from training.parallel.first import on_first
 from training.parallel.shards import Run, cut
 from training.parallel.world import World
 
@@ -134,7 +135,7 @@ class Deepspeed(Ddp):
     @torch.no_grad()
     def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
         """On rank 0 a second model, in CPU memory, with the trained weights gathered into it one at a time."""
-        target = build() if self.rank == 0 else None
+        target = on_first(self, build)
         places = dict(target.named_parameters()) if target else {}
         with _quiet(self.device.type) as deepspeed:
             for name, parameter in model.named_parameters():

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from training.config import Precision
 from training.parallel.ddp import Ddp
+from training.parallel.first import on_first
 from training.parallel.world import World
 
 
@@ -103,7 +104,7 @@ class Fsdp(Ddp):
     @torch.no_grad()
     def whole(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
         """On rank 0 a second model, in CPU memory, with the trained weights gathered into it one at a time."""
-        target = build() if self.rank == 0 else None
+        target = on_first(self, build)
         places = dict(target.named_parameters()) if target else {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -22,6 +22,7 @@ from training.models.critic import NAME
 from training.models.forward import logprobs
 from training.models.load import load_model
 from training.models.lora import save_adapter
+from training.parallel.first import on_first
 from training.plan import Plan
 from training.recipe import Running
 from training.rollout.engine import HttpEngine
@@ -103,22 +104,26 @@ class GrpoRecipe:
 def _sync(plan: Plan, running: Running, engine: HttpEngine, rollout: int) -> None:
     """Gives the engine the weights as they are now, by a directory. Two take turns, as it may still read the last."""
     assert plan.rl is not None
+    is_adapter, backend = plan.rl.engine_sync == "adapter", running.backend
     directory = Path(plan.out).resolve() / "engine" / str(rollout % 2)
-    whole: Any = running.backend.whole(running.model, running.build)
-    if running.backend.rank == 0:
-        if plan.rl.engine_sync == "adapter":
+    # A server may still know the names of a run that was interrupted.
+    name = backend.gather(f"rollout-{rollout}-{time.time_ns()}")[0]
+    whole: Any = backend.whole(running.model, running.build)
+
+    def given() -> None:
+        if is_adapter:
             save_adapter(whole, directory)
+            engine.load_adapter(name, directory, loads=True)
         else:
             weights = {name: each for name, each in whole.state_dict().items() if not name.startswith(f"{NAME}.")}
             whole.save_pretrained(directory, state_dict=weights)
             running.tokenizer.save_pretrained(directory)
             engine.load_weights(directory)
-    if plan.rl.engine_sync == "adapter":
-        # A server may still know the names of a run that was interrupted.
-        name = running.backend.gather(f"rollout-{rollout}-{time.time_ns()}")[0]
-        engine.load_adapter(name, directory, loads=running.backend.rank == 0)
+
     # Nobody draws before the server has them.
-    running.backend.gather(None)
+    on_first(backend, given)
+    if is_adapter and backend.rank > 0:
+        engine.load_adapter(name, directory, loads=False)
 
 
 def _reference(plan: Plan, running: Running) -> Callable[[], AbstractContextManager[Logprobs]]:
