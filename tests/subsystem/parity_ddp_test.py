@@ -1,16 +1,23 @@
 """Ranks that hold the whole model take the step of a single process: the same loss, gradient norm and weights."""
 
+import itertools
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from tests.subsystem.parity import EXAMPLES, Kind, Worst, combinations, compared
-from tests.support.tolerances import RANKS_COARSE_OPTIMIZER_RELATIVE, RANKS_FP32_RELATIVE
+from tests.subsystem.parity import EXAMPLES, FEATURES, Kind, Worst, combinations, compared
+from tests.support.tolerances import (
+    RANKS_BF16_RELATIVE,
+    RANKS_COARSE_OPTIMIZER_RELATIVE,
+    RANKS_FP32_RELATIVE,
+    RANKS_TINY_EPSILON_RELATIVE,
+)
 from training.algorithms.sft import Sft
 from training.data.loader import Loader
-from training.models.tiny import tiny_model
+from training.models.tiny import Architecture, tiny_model
 from training.parallel.backend import Backend
 from training.parallel.ddp import Ddp
 from training.parallel.fsdp import Fsdp
@@ -20,6 +27,8 @@ from training.parallel.world import World, joined
 from training.step import validate
 
 KINDS = combinations("ddp", offload=False)
+BF16 = Kind("ddp", precision="bf16")
+TINY_EPSILON = Kind("ddp", epsilon=1e-8)
 PLANTED = Kind("ddp", bug="mean per rank")
 COARSE = [Kind("ddp", optimizer="muon"), Kind("ddp", optimizer="adamw_8bit")]
 X4 = replace(KINDS[0], num_ranks=4)
@@ -27,21 +36,38 @@ X4 = replace(KINDS[0], num_ranks=4)
 
 @pytest.fixture(scope="module")
 def found() -> dict[Kind, Worst]:
-    return compared([*KINDS, *COARSE, PLANTED])
+    return compared([*KINDS, *COARSE, BF16, TINY_EPSILON, PLANTED])
+
+
+@pytest.mark.parametrize(("offload", "turned"), list(itertools.product((False, True), range(4))))
+def test_each_architecture_is_with_and_without_each_feature(offload: bool, turned: int) -> None:
+    kinds = combinations("fsdp", offload=offload, turned=turned)
+    assert len(set(kinds)) == 8
+    for feature, value in itertools.product(FEATURES, (False, True)):
+        met = {each.architecture for each in kinds if getattr(each, feature) is value}
+        assert met == (set(get_args(Architecture)) if offload or feature != "offload" or not value else set())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_two_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
-    assert found[kind].most <= RANKS_FP32_RELATIVE
+    found[kind].check()
 
 
 @pytest.mark.parametrize("kind", COARSE, ids=str)
 def test_two_ranks_take_the_step_of_one_as_far_as_the_optimizer_is_exact(kind: Kind, found: dict[Kind, Worst]) -> None:
-    assert found[kind].most <= RANKS_COARSE_OPTIMIZER_RELATIVE
+    found[kind].check(RANKS_COARSE_OPTIMIZER_RELATIVE, weights=RANKS_COARSE_OPTIMIZER_RELATIVE)
+
+
+def test_in_bf16_two_ranks_take_the_step_of_one_in_bf16(found: dict[Kind, Worst]) -> None:
+    found[BF16].check(RANKS_BF16_RELATIVE, weights=RANKS_BF16_RELATIVE)
+
+
+def test_with_the_default_epsilon_weights_are_as_far_apart_as_rounding_may_put_them(found: dict[Kind, Worst]) -> None:
+    found[TINY_EPSILON].check(weights=RANKS_TINY_EPSILON_RELATIVE)
 
 
 def test_four_ranks_take_the_step_of_one_process() -> None:
-    assert compared([X4])[X4].most <= RANKS_FP32_RELATIVE
+    compared([X4])[X4].check()
 
 
 def test_a_mean_per_rank_would_be_seen(found: dict[Kind, Worst]) -> None:

@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 
 from tests.subsystem.parity import Bug, Kind, Worst, combinations, compared
-from tests.support.tolerances import RANKS_FP32_RELATIVE
+from tests.support.tolerances import RANKS_BF16_RELATIVE, RANKS_FP32_RELATIVE, RANKS_TINY_EPSILON_RELATIVE
 
-X2 = [each for stage in (1, 2, 3) for each in combinations("deepspeed", stage=stage)]
+X2 = [each for stage in (1, 2, 3) for each in combinations("deepspeed", turned=stage, stage=stage)]
 X3 = [replace(X2[0], stage=stage, num_ranks=3) for stage in (2, 3)]
+BF16 = [Kind("deepspeed", stage=stage, precision="bf16") for stage in (2, 3)]
+TINY_EPSILON = Kind("deepspeed", stage=2, epsilon=1e-8)
 PLANTED: list[tuple[int, Bug]] = [
     (2, "mean per rank"),
     (1, "each microbatch is the last"),
@@ -26,12 +28,21 @@ PLANTED: list[tuple[int, Bug]] = [
 @pytest.fixture(scope="module")
 def found() -> dict[Kind, Worst]:
     planted = [Kind("deepspeed", stage=stage, bug=bug) for stage, bug in PLANTED]
-    return compared([*X2, *planted]) | compared(X3)
+    return compared([*X2, *BF16, TINY_EPSILON, *planted]) | compared(X3)
 
 
 @pytest.mark.parametrize("kind", [*X2, *X3], ids=str)
 def test_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
-    assert found[kind].most <= RANKS_FP32_RELATIVE
+    found[kind].check()
+
+
+@pytest.mark.parametrize("kind", BF16, ids=str)
+def test_in_bf16_ranks_take_the_step_of_one_process_in_bf16(kind: Kind, found: dict[Kind, Worst]) -> None:
+    found[kind].check(RANKS_BF16_RELATIVE, weights=RANKS_BF16_RELATIVE)
+
+
+def test_with_the_default_epsilon_weights_are_as_far_apart_as_rounding_may_put_them(found: dict[Kind, Worst]) -> None:
+    found[TINY_EPSILON].check(weights=RANKS_TINY_EPSILON_RELATIVE)
 
 
 @pytest.mark.parametrize(("stage", "bug"), PLANTED)
