@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import distributed
 
+from tests.subsystem.processes import is_running
 from training.errors import DataError, PlumblineError, RankFailed
 from training.parallel.ddp import Ddp
 from training.parallel.first import on_first
@@ -57,15 +58,6 @@ def listening_ports() -> list[int]:
     mine = {os.readlink(each.path) for each in os.scandir("/proc/self/fd") if os.path.islink(each.path)}
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and that init has not asked about yet is none."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def member(place: Path, then: Callable[[World], object], world: World) -> object:

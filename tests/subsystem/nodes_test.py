@@ -1,4 +1,4 @@
-"""Two machines by the usual rendezvous: torchrun on each; one is lost, and the run goes on to what it would have been.
+"""Two machines by the usual rendezvous: torchrun on each; one is lost or taken away, and the run goes on from there.
 
 A machine is a network namespace with an address of its own. A cable joins the two, and can be pulled; they share a file
 system, as the nodes of a cluster do.
@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.subsystem.processes import environment, records_of, tensors_of
+from tests.subsystem.processes import environment, is_running, records_of, tensors_of
 from tests.support.chats import sums, write_jsonl
 from training.checkpoint.manifest import committed
 from training.models.tiny import save_tiny
@@ -24,6 +24,8 @@ from training.models.tiny import save_tiny
 NUM_STEPS = 40
 WORDS = ["sft", "--model", "base", "--data", "chat.jsonl", "--device", "cpu", "--num-threads", "1", "--export", "none"]
 WORDS += ["--backend", "fsdp", "--num-steps", str(NUM_STEPS), "--samples-per-step", "4", "--steps-between", "4"]
+HYBRID = ["--shard-ranks", "2"]
+"""A copy of the weights on each machine."""
 RANKS_PER_NODE = 2
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
@@ -62,13 +64,15 @@ class Machines:
         """As before."""
         self._ip(1, "link", "set", "eth0", "up")
 
-    def torchrun(self, node: int, where: Path, *words: str) -> "subprocess.Popen[str]":
+    def torchrun(
+        self, node: int, where: Path, *words: str, program: Sequence[str] = ("-m", "training")
+    ) -> "subprocess.Popen[str]":
         """The command as it is typed on a machine, or as a batch system does: see docs/pools.md."""
         rendezvous = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"]
         started = [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={RANKS_PER_NODE}"]
         with (where / f"node-{node}.log").open("w") as log:
             return subprocess.Popen(
-                [*self._on(node), *started, "-m", "training", *WORDS, *words],
+                [*self._on(node), *started, *program, *WORDS, *words],
                 cwd=where,
                 env=environment() | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
@@ -116,12 +120,11 @@ def to_the_end(machines: Machines, place: Path, *words: str) -> None:
     assert said[1] == "", "one rank speaks"
 
 
-def is_running(process: int) -> bool:
-    """Whether there is such a process; one that has ended and that init has not asked about yet is none."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def ranks_of(place: Path) -> list[int]:
+    """The processes of a run that has begun, in the order of ranks."""
+    ranks = [each["process"] for each in json.loads((place / "out/run.json").read_text())["ranks"]]
+    assert len(ranks) == 2 * RANKS_PER_NODE
+    return ranks
 
 
 def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -> float:
@@ -133,8 +136,7 @@ def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -
     for line in output:
         if line.startswith("step ") and "loss" in line and len(committed(place / "out/checkpoints")) > before:
             break
-    ranks = [each["process"] for each in json.loads((place / "out/run.json").read_text())["ranks"]]
-    assert len(ranks) == 2 * RANKS_PER_NODE
+    ranks = ranks_of(place)
     if cable:
         machines.pull()
     began = time.monotonic()
@@ -154,9 +156,9 @@ def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -
 
 def test_a_machine_is_lost_twice_and_the_run_ends_as_if_none_had_been(machines: Machines, place: Path) -> None:
     """Once without a word, as by a pulled plug; then the one with the rendezvous, whose system closes connections."""
-    to_the_end(machines, place, "--out", "whole")
+    to_the_end(machines, place, *HYBRID, "--out", "whole")
     patience = ["--collective-seconds-max", str(SECONDS_OF_PATIENCE)]
-    words = ["--out", "out", "--num-kept", "20"]
+    words = [*HYBRID, "--out", "out", "--num-kept", "20"]
     assert lose(machines, place, 1, *words, *patience, cable=True) >= SECONDS_OF_PATIENCE - 1
     machines.plug()
     lose(machines, place, 0, *words, "--resume", "must", cable=False)
@@ -166,3 +168,47 @@ def test_a_machine_is_lost_twice_and_the_run_ends_as_if_none_had_been(machines: 
     ours, theirs = (tensors_of(place / out / last) for out in ("out", "whole"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_sigterm_to_one_torchrun_saves_at_the_next_step_and_ends_both(machines: Machines, place: Path) -> None:
+    """As a queue sends it before it takes a machine away. torchrun has one exit code for all that is not the end."""
+    words = ["--out", "out", "--num-steps", "4000", "--steps-between", "3000"]
+    nodes = [machines.torchrun(node, place, *words) for node in range(2)]
+    output = nodes[0].stdout
+    assert output is not None
+    for line in output:
+        if line.startswith("step 3/") and "loss" in line:
+            os.kill(nodes[1].pid, signal.SIGTERM)
+            break
+    said = output.read()
+    logs = [(place / f"node-{node}.log").read_text() for node in range(2)]
+    assert [node.wait(SECONDS_TO_END) for node in nodes] == [1, 1], logs
+    (saved,) = committed(place / "out/checkpoints")
+    stopped = int(saved.name.removeprefix("step-"))
+    assert 3 <= stopped < 3000
+    assert [record.step for record in records_of(place / "out")] == list(range(1, stopped + 1))
+    assert f"stopped by SIGTERM; {stopped} of 4000 steps are saved" in said
+    assert not any(map(is_running, ranks_of(place)))
+
+
+RAISING = """
+import sys
+from training import run
+from training.cli import main
+
+def faulty(batch, **options):
+    if batch.step == 2 and options["backend"].rank == 3:
+        raise ValueError("boom")
+    return train_step(batch, **options)
+
+train_step, run.train_step = run.train_step, faulty
+sys.exit(main())
+"""
+
+
+def test_a_rank_that_raises_ends_both_machines_and_its_words_are_in_its_log(machines: Machines, place: Path) -> None:
+    (place / "raising.py").write_text(RAISING)
+    nodes = [machines.torchrun(node, place, "--out", "out", program=["raising.py"]) for node in range(2)]
+    assert [node.wait(SECONDS_TO_END) for node in nodes] == [1, 1]
+    assert "ValueError: boom" in (place / "node-1.log").read_text()
+    assert not any(map(is_running, ranks_of(place)))

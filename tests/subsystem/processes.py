@@ -41,6 +41,15 @@ def typed(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), cwd=where, env=environment(), capture_output=True, text=True, check=False)
 
 
+def is_running(process: int) -> bool:
+    """Whether there is such a process; one that has ended and that init has not asked about yet is none."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 def records_of(out: Path) -> list[Record]:
     """The steps and validations of a run without what no two runs share: how long things took."""
     every = [each for each in read_records(out / "metrics.jsonl") if not isinstance(each, CheckpointRecord)]

@@ -5,24 +5,32 @@ second.
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401 - so that forked processes need not spend seconds on it
+import pytest
 import torch
+from safetensors.torch import load_file
 
 import training.parallel.fsdp  # noqa: F401 - the same
 from tests.subsystem.processes import records_of, tensors_of
 from tests.support.chats import chat, sums, write_jsonl
-from training.checkpoint.manifest import POINTER
+from training import run
+from training.checkpoint.manifest import POINTER, file_of_rank
+from training.checkpoint.state import capture
 from training.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, ScheduleConfig, SftConfig
+from training.data.batch import Batch
+from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
 from training.recipes import train
+from training.step import train_step
 
-NUM_STEPS = 8
+NUM_STEPS, STOP = 8, 4
 preload("cpu")
 
 PLACES = {
@@ -31,8 +39,11 @@ PLACES = {
     "fsdp x2": {"backend": "fsdp", "num_ranks": 2},
     "zero 1 x2": {"backend": "deepspeed", "zero_stage": 1, "num_ranks": 2},
     "zero 2 x2": {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 2},
+    "zero 2 x2, offload": {"backend": "deepspeed", "zero_stage": 2, "num_ranks": 2, "offload": True},
     "zero 3 x2": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2},
+    "zero 3 x2, offload": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 2, "offload": True},
     "zero 3 x3": {"backend": "deepspeed", "zero_stage": 3, "num_ranks": 3},
+    "fsdp x4": {"backend": "fsdp", "num_ranks": 4},
     "fsdp x4, shards of 2": {"backend": "fsdp", "num_ranks": 4, "shard_ranks": 2},
     "fsdp x3, offload": {"backend": "fsdp", "num_ranks": 3, "offload": True},
 }
@@ -65,14 +76,17 @@ def planned(directory: Path, **changed: Any) -> Plan:
 
 def check_resumes_exactly(directory: Path, **changed: Any) -> None:
     """Goes on from the checkpoint of step 4 of a run, and asks for the records and the last checkpoint of that run."""
-    whole = planned(directory, checkpoint_steps_between=4, num_kept=3, **changed)
+    whole = planned(directory, checkpoint_steps_between=STOP, num_kept=3, **changed)
     train(whole)
     parts = replace(whole, out=str(directory / "parts"))
     shutil.copytree(whole.out, parts.out)
     shutil.rmtree(Path(parts.out) / f"checkpoints/step-{NUM_STEPS:08d}")
-    (Path(parts.out) / "checkpoints" / POINTER).write_text("step-00000004\n", encoding="utf-8")
+    (Path(parts.out) / "checkpoints" / POINTER).write_text(f"step-{STOP:08d}\n", encoding="utf-8")
     assert records_of(Path(whole.out))[-1].step == NUM_STEPS
-    train(replace(parts, resume="must"))
+    # Ranks are forked from this process, so they step with what is put in place here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train_step", _as_saved(Path(parts.out) / f"checkpoints/step-{STOP:08d}"))
+        train(replace(parts, resume="must"))
     assert records_of(Path(whole.out)) == records_of(Path(parts.out))
     name = f"checkpoints/step-{NUM_STEPS:08d}"
     ours, theirs = tensors_of(Path(whole.out) / name), tensors_of(Path(parts.out) / name)
@@ -81,3 +95,21 @@ def check_resumes_exactly(directory: Path, **changed: Any) -> None:
     assert any(each.startswith("moments-00002-of-00002/") for each in ours) == (whole.backend != "ddp")
     for tensor, value in ours.items():
         assert torch.equal(value, theirs[tensor]), tensor
+
+
+def _as_saved(checkpoint: Path) -> Callable[..., StepRecord]:
+    """A step. Before the first, each rank compares its weights, moments and generators with its files, bit for bit."""
+
+    def step(batch: Batch, **options: Any) -> StepRecord:
+        if batch.step == STOP:
+            backend = options["backend"]
+            shard = (backend.rank % backend.num_shards, backend.num_shards)
+            file_of = {"parameters": shard, "moments": shard, "random": (backend.rank, backend.num_ranks)}
+            for file, live in capture(options["model"], options["optimizer"]).items():
+                saved = load_file(checkpoint / f"{file_of_rank(file, *file_of[file])}.safetensors")
+                assert saved.keys() == live.keys()
+                for name, value in live.items():
+                    assert torch.equal(value, saved[name]), f"{file} of {name}"
+        return train_step(batch, **options)
+
+    return step

@@ -6,14 +6,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.subsystem.processes import command, environment, records_of, typed
+from tests.subsystem.processes import command, environment, is_running, records_of, typed
 from tests.support.chats import sums, write_jsonl
 from training.checkpoint.manifest import committed
-from training.errors import EXIT_INTERRUPTED, RankFailed, SampleError
+from training.errors import EXIT_INTERRUPTED, ConfigError, RankFailed, SampleError
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 
@@ -54,30 +56,52 @@ def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
     assert set(os.listdir("/dev/shm")) <= shared_before
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_rank_that_is_killed_ends_the_command_and_all_of_its_process_group(place: Path, rank: int) -> None:
+FAULTY = """
+import os, signal, sys, time
+from training import run
+from training.cli import main
+
+def faulty(batch, **options):
+    if batch.step == 1:
+        if options["backend"].rank != {rank}:
+            time.sleep(300)
+        {fault}
+    return train_step(batch, **options)
+
+train_step, run.train_step = run.train_step, faulty
+sys.exit(main())
+"""
+"""The command with a fault in one rank; the others are where only their parent can end them."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "it was killed by SIGKILL"),
+        ("raise ValueError('boom')", "ValueError: boom"),
+    ],
+    ids=["is killed", "raises"],
+)
+def test_a_rank_that_fails_ends_the_command_and_every_process_of_it(
+    place: Path, rank: int, fault: str, said: str
+) -> None:
     shared_before = set(os.listdir("/dev/shm"))
-    words = [*WORDS, "--ranks", "3", "--num-steps", "4000", "--samples-per-step", "3", "--export", "none"]
-    process = subprocess.Popen(
-        command(*words),
+    (place / "faulty.py").write_text(FAULTY.format(rank=rank, fault=fault))
+    words = [*WORDS, "--ranks", "2", "--num-steps", "2", "--export", "none"]
+    ran = subprocess.run(
+        [sys.executable, "faulty.py", *words],
         cwd=place,
         env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        start_new_session=True,
+        check=False,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for line in process.stdout:
-        if line.startswith("step 3/") and "loss" in line:
-            ranks = json.loads((place / "out/run.json").read_text())["ranks"]
-            os.kill(ranks[rank]["process"], signal.SIGKILL)
-    errors = process.stderr.read()
-    assert process.wait() == RankFailed.exit_code, errors
-    assert f"rank {rank}: it was killed by SIGKILL" in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert ran.returncode == RankFailed.exit_code, ran.stderr
+    assert f"error: rank {rank}: {said}; expected every rank to reach the end" in ran.stderr
+    ranks = json.loads((place / "out/run.json").read_text())["ranks"]
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert not [each["rank"] for each in ranks if is_running(each["process"])]
     assert set(os.listdir("/dev/shm")) <= shared_before
 
 
@@ -105,18 +129,19 @@ def test_signal_is_agreed_upon_saved_and_gone_on_from(place: Path, number: signa
     assert [record.step for record in records_of(place / "out")] == list(range(1, stopped + 1))
 
 
-def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path) -> None:
-    """Two processes with torchrun's variables, as on two machines: each takes its rank from them."""
-    words = [*WORDS, "--num-steps", "3", "--samples-per-step", "4", "--export", "none"]
+def launched(
+    place: Path, *words: str, data: Sequence[str] = ("chat.jsonl", "chat.jsonl")
+) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of two processes with torchrun's variables, as on two machines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = []
-    for rank in range(2):
+    for rank, path in enumerate(data):
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks.append(
             subprocess.Popen(
-                command(*words),
+                command(*words, "--data", path),
                 cwd=place,
                 env=environment() | variables,
                 stdout=subprocess.PIPE,
@@ -125,14 +150,30 @@ def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path) -> None:
             )
         )
     outputs = [rank.communicate() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert "ranks       2, ddp" in outputs[0][0]
-    assert outputs[1][0] == "", "one rank speaks"
-    launched = records_of(place / "out")
+    return [(rank.returncode, *output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path) -> None:
+    words = [*WORDS, "--num-steps", "3", "--samples-per-step", "4", "--export", "none"]
+    (code, said, errors), other = launched(place, *words)
+    assert (code, errors) == (0, "")
+    assert "ranks       2, ddp" in said
+    assert other == (0, "", ""), "one rank speaks"
+    of_launcher = records_of(place / "out")
     shutil.rmtree(place / "out")
     ours = typed(*words, "--ranks", "2", where=place)
     assert ours.returncode == 0, ours.stderr
-    assert records_of(place / "out") == launched
-    assert all(isinstance(record, StepRecord) for record in launched)
+    assert records_of(place / "out") == of_launcher
+    assert all(isinstance(record, StepRecord) for record in of_launcher)
     assert json.loads((place / "out/summary.json").read_text())["num_steps"] == 3
     assert not [name for name in os.listdir(place / "out") if name.startswith(".unfinished")]
+
+
+def test_a_rank_that_has_read_other_data_is_named_by_all(place: Path) -> None:
+    """As on a machine whose copy of a file is an old one."""
+    write_jsonl(place / "old.jsonl", sums(13))
+    for code, _, errors in launched(place, *WORDS, "--num-steps", "3", data=("chat.jsonl", "old.jsonl")):
+        assert code == ConfigError.exit_code
+        assert "error: rank 1 (training examples): " in errors
+        assert "as on rank 0. hint: give every machine the same files" in errors
+    assert not (place / "out/metrics.jsonl").exists()

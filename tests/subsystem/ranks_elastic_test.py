@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +22,59 @@ from training.checkpoint.resume import load
 from training.checkpoint.state import restore
 from training.config import LoraConfig
 from training.errors import CheckpointError
-from training.metrics.records import StepRecord
+from training.metrics.records import Record, StepRecord
 from training.models.tiny import tiny_model, tiny_tokenizer
 from training.recipes import train
 from training.step import train_step
 
+LORA = LoraConfig(rank=2)
+PAIRS: list[tuple[str, str, LoraConfig | None]] = [
+    ("one process", "fsdp x3, offload", None),
+    ("ddp x2", "fsdp x2", None),
+    ("fsdp x2", "one process", None),
+    ("fsdp x2", "fsdp x3, offload", None),
+    ("fsdp x3, offload", "fsdp x2", None),
+    ("fsdp x3, offload", "ddp x2", LORA),
+    ("one process", "zero 3 x3", None),
+    ("zero 3 x3", "zero 1 x2", None),
+    ("zero 1 x2", "zero 3 x2", None),
+    ("zero 2 x2", "fsdp x2", None),
+    ("zero 2 x2", "one process", LORA),
+    ("fsdp x2", "zero 2 x2", None),
+    ("ddp x2", "zero 3 x2", LORA),
+    ("zero 3 x2", "one process", None),
+    ("fsdp x4, shards of 2", "fsdp x2", None),
+    ("fsdp x4", "fsdp x4, shards of 2", LORA),
+    ("zero 1 x2", "fsdp x4, shards of 2", None),
+]
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("one process", "fsdp x3, offload"),
-        ("ddp x2", "fsdp x2"),
-        ("fsdp x2", "one process"),
-        ("fsdp x2", "fsdp x3, offload"),
-        ("fsdp x3, offload", "fsdp x2"),
-        ("fsdp x3, offload", "ddp x2"),
-        ("one process", "zero 3 x3"),
-        ("zero 3 x3", "zero 1 x2"),
-        ("zero 1 x2", "zero 3 x2"),
-        ("zero 2 x2", "fsdp x2"),
-        ("fsdp x2", "zero 2 x2"),
-        ("zero 3 x2", "one process"),
-        ("fsdp x4, shards of 2", "fsdp x2"),
-        ("zero 1 x2", "fsdp x4, shards of 2"),
-    ],
-)
-def test_elastic_run_goes_on_at_another_place_to_rounding(tmp_path: Path, before: str, after: str) -> None:
-    made = planned(tmp_path, elastic=True, epsilon=1e-4)
-    unbroken = replace(made, **PLACES["one process"], out=str(tmp_path / "unbroken"))
-    train(unbroken)
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[LoraConfig | None], list[Record]]:
+    """The records of one process that does all steps."""
+
+    @cache
+    def records(lora: LoraConfig | None) -> list[Record]:
+        directory = tmp_path_factory.mktemp("unbroken")
+        made = planned(directory, epsilon=1e-4, lora=lora, **PLACES["one process"])
+        train(made)
+        return records_of(Path(made.out))
+
+    return records
+
+
+@pytest.mark.parametrize(("before", "after", "lora"), PAIRS)
+def test_elastic_run_goes_on_at_another_place_to_rounding(
+    tmp_path: Path,
+    unbroken: Callable[[LoraConfig | None], list[Record]],
+    before: str,
+    after: str,
+    lora: LoraConfig | None,
+) -> None:
+    made = planned(tmp_path, elastic=True, epsilon=1e-4, lora=lora)
     train(replace(made, **PLACES[before], steps_this_session_max=4))
     train(replace(made, **PLACES[after]))
-    for one, other in zip(records_of(Path(unbroken.out)), records_of(Path(made.out)), strict=True):
+    for one, other in zip(unbroken(lora), records_of(Path(made.out)), strict=True):
         assert type(one) is type(other)
         assert other.step == one.step
         assert other.loss == pytest.approx(one.loss, rel=RANKS_FP32_RELATIVE)

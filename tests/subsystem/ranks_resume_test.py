@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.subsystem.ranks import check_resumes_exactly, planned
+from tests.subsystem.ranks import PLACES, check_resumes_exactly, planned
 from training.config import LoraConfig
 from training.errors import CheckpointError
 from training.recipes import train
@@ -24,16 +24,36 @@ KINDS: dict[str, dict[str, Any]] = {
         "validation_steps_between": 4,
     },
     "fsdp, lora": {"backend": "fsdp", "lora": LORA},
-    "fsdp, offload": {"backend": "fsdp", "offload": True},
     "fsdp, offload, lora": {"backend": "fsdp", "offload": True, "lora": LORA},
-    "fsdp, four ranks in shards of two": {"backend": "fsdp", "num_ranks": 4, "shard_ranks": 2},
-    "fsdp, bf16, recomputed": {"backend": "fsdp", "precision": "bf16", "activation_checkpointing": True},
+    "fsdp, offload, four ranks in shards of two": {
+        "backend": "fsdp",
+        "num_ranks": 4,
+        "shard_ranks": 2,
+        "offload": True,
+    },
+    "fsdp, lora, four ranks in shards of two": {"backend": "fsdp", "num_ranks": 4, "shard_ranks": 2, "lora": LORA},
+    "fsdp, bf16, recomputed, noise": {
+        "backend": "fsdp",
+        "precision": "bf16",
+        "activation_checkpointing": True,
+        "neftune_alpha": 5.0,
+    },
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gone_on_in_the_second_epoch_is_the_same_run_bit_for_bit(tmp_path: Path, kind: str) -> None:
     check_resumes_exactly(tmp_path, **KINDS[kind])
+
+
+@pytest.mark.parametrize("place", ["fsdp x2", "zero 3 x2"])
+def test_noise_reaches_the_embeddings_of_ranks(tmp_path: Path, place: str) -> None:
+    """The kinds with noise, here and under ZeRO, would be resumed as exactly if there were none."""
+    losses = {}
+    for alpha in (None, 5.0):
+        out = str(tmp_path / f"noise {alpha}")
+        losses[alpha] = train(planned(tmp_path, num_steps=1, neftune_alpha=alpha, out=out, **PLACES[place])).loss_first
+    assert losses[5.0] != losses[None]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.subsystem.processes import records_of
 from tests.subsystem.ranks import PLACES, planned
@@ -20,9 +21,12 @@ from training.checkpoint.manifest import committed
 from training.checkpoint.save import save
 from training.config import LoraConfig
 from training.errors import CheckpointCorrupt, CheckpointError, ExportError, RankFailed
-from training.metrics.records import StepRecord
+from training.metrics.records import Record, StepRecord
 from training.recipes import train
 from training.step import train_step
+
+EXPORTING = ["ddp x2", "fsdp x2", "fsdp x4, shards of 2", "fsdp x3, offload"]
+EXPORTING += ["zero 1 x2", "zero 2 x2, offload", "zero 3 x2", "zero 3 x2, offload"]
 
 
 def test_dropout_differs_between_ranks(tmp_path: Path) -> None:
@@ -37,15 +41,16 @@ def test_dropout_differs_between_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all weights", "lora"])
 def test_every_backend_exports_what_one_process_exports(tmp_path: Path, lora: LoraConfig | None) -> None:
     kinds: Any = ("adapter", "merged") if lora else ("model",)
-    file = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
-    exported = {}
-    for place in ("one process", "ddp x2", "fsdp x2", "zero 2 x2", "zero 3 x2"):
+    exported: dict[str, dict[str, torch.Tensor]] = {}
+    for place in ("one process", *EXPORTING):
         out = tmp_path / place
-        summary = train(planned(tmp_path, lora=lora, exports=kinds, epsilon=1e-4, out=str(out), **PLACES[place]))
-        assert summary.exports == {kind: str(out / kind) for kind in kinds}
-        exported[place] = load_file(out / file)
+        made = planned(tmp_path, lora=lora, exports=kinds, epsilon=1e-4, num_steps=2, out=str(out), **PLACES[place])
+        assert train(made).exports == {kind: str(out / kind) for kind in kinds}
+        files = sorted(out.glob("*/*.safetensors"))
+        assert [file.parent.name for file in files] == list(kinds)
+        exported[place] = {f"{at.parent.name}/{name}": value for at in files for name, value in load_file(at).items()}
     alone = exported.pop("one process")
-    assert len(alone) >= 20
+    assert len(alone) >= 20 * len(kinds)
     for place, tensors in exported.items():
         assert tensors.keys() == alone.keys()
         for name, value in alone.items():
@@ -96,7 +101,7 @@ def at_step(chosen: int, rank: int, does: Callable[[], object]) -> Callable[...,
     return step
 
 
-@pytest.mark.parametrize("place", ["ddp x2", "fsdp x2", "zero 1 x2", "zero 3 x2"])
+@pytest.mark.parametrize("place", ["ddp x2", "fsdp x2", "zero 3 x2"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: str, rank: int
@@ -104,37 +109,44 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
     def fail() -> None:
         raise ValueError("boom")
 
-    made = planned(tmp_path, num_steps=5, checkpoint_steps_between=2, **PLACES[place])
+    made = planned(tmp_path, num_steps=3, checkpoint_steps_between=1, **PLACES[place])
     with monkeypatch.context() as patch:
-        patch.setattr(run, "train_step", at_step(3, rank, fail))
+        patch.setattr(run, "train_step", at_step(2, rank, fail))
         with pytest.raises(RankFailed, match=rf"^rank {rank}: ValueError: boom; .* hint: its traceback is above"):
             train(made)
     assert f"rank {rank}: Traceback" in capfd.readouterr().err
-    assert [each.name for each in committed(Path(made.out) / "checkpoints")] == ["step-00000002"]
-    assert train(replace(made, resume="must")).num_steps == 5
+    assert committed(Path(made.out) / "checkpoints")[-1].name == "step-00000002"
+    assert train(replace(made, resume="must")).num_steps == 3
 
 
-def test_a_rank_for_which_the_others_wait_too_long_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = planned(tmp_path, num_steps=5, collective_seconds_max=5, **PLACES["ddp x2"])
-    monkeypatch.setattr(run, "train_step", at_step(3, 1, lambda: time.sleep(50)))
-    with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out"):
-        train(made)
-
-
-@pytest.mark.parametrize("place", ["fsdp x2", "zero 3 x2"])
+@pytest.mark.parametrize("place", ["ddp x2", "fsdp x2", "zero 1 x2", "zero 2 x2", "zero 3 x2"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_in_a_step_leaves_no_process_and_no_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, rank: int
 ) -> None:
     shared_before = set(os.listdir("/dev/shm"))
-    made = planned(tmp_path, num_steps=5, **PLACES[place])
-    monkeypatch.setattr(run, "train_step", at_step(3, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    monkeypatch.setattr(run, "train_step", at_step(1, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
-        train(made)
+        train(planned(tmp_path, num_steps=2, **PLACES[place]))
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
     assert set(os.listdir("/dev/shm")) <= shared_before
+
+
+def test_a_rank_that_hangs_ends_the_run_after_the_seconds_that_were_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "train_step", at_step(1, 1, lambda: time.sleep(300)))
+    began = time.monotonic()
+    with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out.* hint: .* --collective-seconds-max"):
+        train(planned(tmp_path, num_steps=2, backend="fsdp", collective_seconds_max=2))
+    assert 2 <= time.monotonic() - began < 60
+
+
+def test_patience_ends_all_ranks_after_the_same_step_and_the_run_is_finished(tmp_path: Path) -> None:
+    impatient = {"patience": 1, "improvement_min": 10.0, "validation_steps_between": 1, "exports": ("model",)}
+    summary = train(planned(tmp_path, backend="fsdp", **impatient))
+    assert (summary.stopped_by, summary.num_steps, summary.is_finished) == ("patience", 1, True)
+    assert Path(summary.exports["model"]).is_dir()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -178,30 +190,71 @@ def saving(during: Callable[[int, str], object]) -> Callable[..., Path]:
     return save_and_tell
 
 
-@BESIDE
-def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Record]]:
+    """The records of a run at a place to which nothing happens."""
+
+    @cache
+    def records(place: str) -> list[Record]:
+        made = planned(tmp_path_factory.mktemp("whole"), num_steps=5, **PLACES[place])
+        train(made)
+        return records_of(Path(made.out))
+
+    return records
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "boundary", "newest", "asynchronous"),
+    [
+        ("fsdp x2", 0, "make directory", 2, False),
+        ("fsdp x2", 0, "write parameters", 2, True),
+        ("fsdp x2", 0, "tear moments", 2, False),
+        ("fsdp x2", 0, "write manifest", 2, False),
+        ("fsdp x2", 0, "commit", 2, True),
+        ("fsdp x2", 0, "flush commit", 4, False),
+        ("fsdp x2", 1, "write parameters", 2, True),
+        ("fsdp x2", 1, "tear parameters", 2, False),
+        ("fsdp x2", 1, "flush moments", 2, True),
+        ("fsdp x2", 1, "tear random", 2, False),
+        ("fsdp x2", 1, "flush random", 2, True),
+        ("zero 3 x2", 0, "flush parameters", 2, False),
+        ("zero 3 x2", 0, "move pointer", 4, True),
+        ("zero 3 x2", 1, "tear moments", 2, False),
+    ],
+)
+def test_a_rank_killed_while_saving_leaves_the_checkpoint_before_or_the_new_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], list[Record]],
+    place: str,
+    rank: int,
+    boundary: str,
+    newest: int,
+    asynchronous: bool,
 ) -> None:
-    """Rank 1, at each boundary of its own. Those of rank 0 are the ones of a single process, which has its own test."""
-    whole = planned(tmp_path, backend="fsdp", num_steps=5, checkpoint_steps_between=2, asynchronous=asynchronous)
-    train(whole)
-    boundaries = [f"{does} {name}" for name in ("parameters", "moments", "random") for does in ("write", "flush")]
-    for number, boundary in enumerate(boundaries):
+    """Saved before the next step, or beside the steps. `tear` is in the middle of a file."""
+    made = planned(tmp_path, num_steps=5, checkpoint_steps_between=2, asynchronous=asynchronous, **PLACES[place])
 
-        def kill(rank: int, name: str, boundary: str = boundary) -> None:
-            if rank == 1 and name.startswith(boundary):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def kill(at: int, name: str) -> None:
+        if at == rank and name.startswith(boundary):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        crashed = replace(whole, out=str(tmp_path / f"crashed-{number}"))
-        # Ranks are forked from this process, so they save with what is put in place here.
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "save", saving(kill))
-            with pytest.raises(RankFailed, match=r"^rank 1: it was killed by SIGKILL"):
-                train(crashed)
-        checkpoints = Path(crashed.out) / "checkpoints"
-        assert [each.name for each in committed(checkpoints)] == ["step-00000002"]
-        train(replace(crashed, resume="must"))
-        assert records_of(Path(crashed.out)) == records_of(Path(whole.out))
+    def save_and_tear(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        save_file(tensors, path)
+        torn = f"tear {path.name}".startswith(f"{boundary}-{rank + 1:05d}")
+        if torn and path.parent.name.endswith("step-00000004"):
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # Ranks are forked from this process, so they save with what is put in place here.
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save", saving(kill))
+        patch.setattr("training.checkpoint.save.save_file", save_and_tear)
+        with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
+            train(made)
+    assert committed(Path(made.out) / "checkpoints")[-1].name == f"step-{newest:08d}"
+    train(replace(made, resume="must"))
+    assert records_of(Path(made.out)) == whole(place)
 
 
 @BESIDE

@@ -45,10 +45,12 @@ WORDS_OF_A_LOST_PEER = (
 """What gloo and NCCL say of a rank that is gone."""
 
 SECONDS_FOR_OTHER_REPORTS = 0.5
-"""How long failures of other ranks are collected, of which the first counts."""
+"""How long failures of other ranks are collected, of which the first counts. No setting: ranks tell their failures over
+a pipe of this machine, before they die of them, so whoever failed first has said so within milliseconds."""
 
 SECONDS_TO_END = 60
-"""How long a rank may take to end after its last word."""
+"""How long a rank may take to end after its last word, by when it waits for no other. No setting: what is left is
+giving memory back to the system, which takes seconds for hundreds of GB, and an end that hangs has lost nothing."""
 
 
 class OfRank(Exception):
@@ -214,6 +216,10 @@ def _raise(failed: _Failed, passed_on: Sequence[int]) -> None:
 
 
 def _hint(failed: _Failed) -> str:
+    if "imed out" in failed.words:
+        return (
+            "another rank did not come: look at what that one was at, or have it waited for by --collective-seconds-max"
+        )
     if failed.trace:
         return "its traceback is above"
     if failed.died_by == signal.SIGKILL:
