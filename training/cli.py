@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.chdir(typed_in)
     recipe, only_planned = recipe_of(words)
     # `plan dpo …` has the settings of dpo.
-    parsed = parser().parse_args(expanded(words[1:] if words[:2] == ["plan", recipe] else words))
+    spelt = expanded(words[1:] if words[:2] == ["plan", recipe] else words)
+    parsed = parser(*spelt[:1]).parse_args(spelt)
     settings = parsed[parsed.command]
     try:
         return _plan(settings, recipe) if only_planned else _train(settings, recipe, words)
@@ -196,17 +197,20 @@ def resume_command(words: Sequence[str]) -> str:
     return f"{program} {shlex.join(words)} --resume must"
 
 
-def parser() -> ArgumentParser:
-    """The parser of all commands."""
+def parser(named: str | None = None) -> ArgumentParser:
+    """The parser of all commands, or of the named one if there is one of that name: each takes time to make."""
     root = ArgumentParser(
         prog="training",
         description="Plumbline trains language models, and shows what it did.",
         epilog=EPILOG,
         formatter_class=_KeepLines,
     )
-    commands = root.add_subcommands(dest="command")
-    for name, says in COMMANDS.items():
-        commands.add_subcommand(name, _settings_parser(name, says), help=says)
+    made = [named] if named and named in COMMANDS else list(COMMANDS)
+    # Its errors name them all, whichever are made.
+    every = None if len(made) > 1 else f"{{{','.join(COMMANDS)}}}"
+    commands = root.add_subcommands(dest="command", metavar=every)
+    for name in made:
+        commands.add_subcommand(name, _settings_parser(name, COMMANDS[name]), help=COMMANDS[name])
     return root
 
 
@@ -294,7 +298,7 @@ def expanded(words: Sequence[str]) -> list[str]:
     """The words with short names spelt out, dashes in names turned to underscores, and `--lora` alone given a value."""
     names = short_names(recipe_of(words)[0])
     result: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
         if not word.startswith("--"):
             result.append(LORA.get(word, word) if result[-1:] == ["--lora"] else word)
             continue

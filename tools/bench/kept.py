@@ -132,9 +132,10 @@ def table(rows: Sequence[Row]) -> str:
             for key, value in row.also.items()
             if not key.startswith(PART)
         ]
+        memory = f"{row.memory_ratio.median:.2f}" if row.memory_ratio.median else ""
         target = f"**{row.target}**" if row.misses else row.target
         cells = [row.case, row.contender, f"{said(row.speed.median)} {row.unit}", ratio(row.speed_ratio)]
-        cells += [f"{row.bytes.median / 1e6:,.0f}", f"{row.memory_ratio.median:.2f}", ", ".join(also), target]
+        cells += [f"{row.bytes.median / 1e6:,.0f}", memory, ", ".join(also), target]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

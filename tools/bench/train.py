@@ -240,7 +240,9 @@ def rows(name: str, case: Case, goes: dict[str, list[Go]]) -> list[Row]:
     for contender, each in goes.items():
         speeds = [case.speed(one) for one in each]
         speed_ratio = spread(ratios(speeds, [case.speed(one) for one in goes[first]]))
-        memory_ratio = spread(ratios([one.bytes for one in each], [one.bytes or 1 for one in goes[first]]))
+        # Who holds nothing more than before has no part of it.
+        shares = [one.bytes / other.bytes if other.bytes else 0.0 for one, other in zip(each, goes[first], strict=True)]
+        memory_ratio = spread(shares)
         also_ratio = {
             key: spread(ratios([one.also[key] for one in each], [one.also[key] for one in goes[first]]))
             for key in case.also_ratio_min

@@ -128,6 +128,34 @@ def test_what_cannot_be_read_exits_with_2_and_says_what(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], 'expected "command" to be one of {sft,reward'),
+        (["sf"], "invalid choice: 'sf' (choose from 'sft', 'reward'"),
+        (["sft", "--model", "m"], "usage: training {sft,reward,"),
+    ],
+    ids=["none", "unknown", "one of them"],
+)
+def test_who_mistypes_a_command_is_told_all_of_them(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == errors.ConfigError.exit_code
+    assert says in capsys.readouterr().err
+
+
+def test_of_a_command_that_is_named_alone_a_parser_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    settings_parser = cli._settings_parser
+    monkeypatch.setattr(cli, "_settings_parser", lambda name, says: made.append(name) or settings_parser(name, says))
+    parser("dpo")
+    assert made == ["dpo"]
+    parser("plam")
+    assert made[1:] == list(cli.COMMANDS)
+
+
 def test_help_teaches_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["sft", "--help"])

@@ -91,6 +91,14 @@ def test_a_figure_that_is_compared_has_its_ratio_and_its_target() -> None:
     assert any_will_do.target == "met"
 
 
+def test_beside_who_holds_no_memory_there_is_no_ratio_of_it() -> None:
+    goes = contested()
+    goes["plain"] = [replace(SLOW, bytes=0)] * 3
+    plain, ours = rows("case", replace(CASE, memory_max=None), goes)
+    assert (plain.memory_ratio.median, ours.memory_ratio.median) == (0.0, 0.0)
+    assert " | 0 |  | full 99.5 | " in table([ours])
+
+
 def test_where_a_disk_is_waited_for_it_is_the_clock_that_counts() -> None:
     _, ours = rows("case", replace(CASE, by_clock=True), contested(seconds=6.0))
     assert ours.speed_ratio.median == 0.5
