@@ -1,7 +1,8 @@
 """Low-rank adapters (arXiv 2106.09685) through peft: W + (alpha / rank) · B A with W frozen.
 
 The experts of a mixture are stacks of matrices, and each matrix gets an A and a B of its own. Where transformers keeps
-two of them, up and gate, as one twice as high, peft gives it twice the rank and twice alpha: the scale stays.
+two of them, up and gate, as one twice as high, peft gives it twice the rank and twice alpha: the scale alpha / rank
+stays, and that of rsLoRA, alpha / √rank, is √2 times as large there.
 
 peft takes seconds to import, so it is imported in the functions that need it; runs without adapters never pay.
 """
