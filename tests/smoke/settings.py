@@ -110,9 +110,14 @@ def of_cells(tables: Tables) -> set[str]:
 
 
 def table() -> str:
-    """A row for each test, with the settings that it proves."""
-    lines = ["| settings that are no features of the matrix | proven by |", "|---|---|"]
+    """A row for each test, with the settings that it proves; folded, for it is to look things up in."""
+    lines = [
+        "<details><summary>Settings that are no features of the matrix, and what proves each</summary>",
+        "",
+        "| settings | proven by |",
+        "|---|---|",
+    ]
     for test, names in ELSEWHERE.items():
         said = ", ".join(f"`{name.replace(',', '`, `')}`" for name in names)
         lines.append(f"| {said} | {test if test == UNPROVEN else f'`{test}`'} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
