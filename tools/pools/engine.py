@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tools.bazel.provision import Apt, ProvisionError, is_elf, set_loader, unpack
 
-PACKAGES = ("buildbox", "bubblewrap", "fuse3", "nginx", "patchelf")
+PACKAGES = ("buildbox", "bubblewrap", "fuse3", "libfaketime", "nginx", "patchelf")
 PROGRAMS = (
     *("usr/bin/buildbox-casd", "usr/bin/buildbox-fuse", "usr/bin/buildbox-run-bubblewrap", "usr/bin/buildbox-worker"),
     *("usr/bin/bwrap", "usr/bin/fusermount3", "usr/sbin/nginx"),

@@ -21,15 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.pools import cluster, supervisor
-from tools.pools.engine import cache
-from tools.pools.jobs import registered
-from tools.pools.services import Layout, described
+from tools.pools.engine import cache, interpreter
+from tools.pools.jobs import ran, registered
+from tools.pools.services import Layout, Worker, described, system_mounts, worker_service
 from tools.pools.store import objects
 
 PORT = 50163
 HTTP_PORT = 50164
-POOLS = "cpu,gpu-amd"
-SLOW, PLAIN = (f"//tools/pools:routes.{name}" for name in ("slow", "cpu"))
+POOLS = "cpu,gpu-amd,gpu-nvidia"
+WORKERS = 2
+"""Of each pool, so that one can do what another has left."""
+
+SLOW, PLAIN, ABSENT, LARGE = (f"//tools/pools:routes.{name}" for name in ("slow", "cpu", "gpu-nvidia", "large"))
+TEST = "//tests/unit/tools/bazel/planted:waits"
+"""A test of the cpu that takes as long as the slow action."""
+
 HERE = "//tools/pools:routes.here"
 """An action that ends well on this machine."""
 
@@ -72,9 +78,8 @@ class Drill:
 
     def __init__(self, state: Path) -> None:
         """Starts nothing."""
-        self.arguments = cluster.parse(
-            ["up", "--state", str(state), "--port", str(PORT), "--pools", POOLS, "--cpus", "1", "--listen", DOOR]
-        )
+        words = ["--port", str(PORT), "--pools", POOLS, "--cpus", "1", "--workers", str(WORKERS), "--listen", DOOR]
+        self.arguments = cluster.parse(["up", "--state", str(state), *words])
         self.state: Path = self.arguments.state
         self.token = 0
 
@@ -91,11 +96,12 @@ class Drill:
             "remote": f"--remote_executor=grpc://127.0.0.1:{port}",
             "cache": f"--remote_cache=grpc://127.0.0.1:{port}",
             "http": f"--remote_cache=http://127.0.0.1:{port}",
+            "disk": f"--disk_cache={self.state / 'disk'}",
         }
         command = [
             str(cluster.workspace() / "bazelw"),
-            "build",
-            f"--config={'remote' if place == 'remote' else 'cache'}",
+            "test" if target == TEST else "build",
+            f"--config={place.replace('http', 'cache')}",
             where[place],
             fresh,
             *options,
@@ -121,16 +127,41 @@ class Drill:
         return self.end(self.start(target, *options, place=place, port=port), since)
 
     def kill(self, service: str, number: int) -> Build:
-        """The slow build, in whose middle a service gets a signal."""
+        """The slow build, in whose middle a service gets a signal: the worker that has it, if it is a worker."""
         since = time.monotonic()
         started = self.start(SLOW)
-        while not registered(self.layout).get("worker-gpu-amd"):
+        busy = self.busy(started, since, "worker-gpu-amd")
+        os.kill(self.service(busy if service == "worker" else service), number)
+        return self.end(started, since)
+
+    def busy(self, started: "subprocess.Popen[str]", since: float, beginning: str) -> str:
+        """The worker that a build has come to, when it has been there for a while."""
+        while not (
+            found := [name for name, busy in registered(self.layout).items() if busy and name.startswith(beginning)]
+        ):
             if started.poll() is not None or time.monotonic() - since > SECONDS_MAX:
                 raise DrillError(f"it never came to its worker:\n{self.end(started, since).output[-1500:]}")
             time.sleep(0.1)
         time.sleep(2)
-        os.kill(self.service(service), number)
-        return self.end(started, since)
+        return found[0]
+
+    @contextmanager
+    def gone(self, pool: str) -> Iterator[None]:
+        """For a while a pool's workers are there and answer nothing, until the scheduler counts on them no more."""
+        services = [row.name for row in described(self.state)[1] if row.pool == pool]
+        processes = [self.service(name) for name in services]
+        since = time.monotonic()
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            while registered(self.layout).keys() & set(services):
+                if time.monotonic() - since > SECONDS_MAX:
+                    raise DrillError("workers that answer nothing are counted on")
+                time.sleep(0.5)
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGKILL)
 
     def again(self, target: str) -> None:
         """Has the next build ask for what the last one asked for, and not find it here."""
@@ -146,7 +177,7 @@ class Drill:
     def settle(self) -> None:
         """Waits until every pool has its worker again."""
         since = time.monotonic()
-        while len(registered(self.layout)) < len(POOLS.split(",")):
+        while len(registered(self.layout)) < len(POOLS.split(",")) * WORKERS:
             if time.monotonic() - since > 90:
                 raise DrillError("the cluster is not whole again after 90 s")
             time.sleep(0.5)
@@ -174,6 +205,137 @@ def not_started(drill: Drill) -> str:
     return f"refused by name in {build.seconds:.0f} s, of which the cluster has {_critical(build)}"
 
 
+def no_worker(drill: Drill) -> str:
+    """A pool that the cluster has, whose workers hang."""
+    with drill.gone("gpu-nvidia"):
+        first = drill.build(ABSENT).expect(REMOTE_ERROR, "pool gpu-nvidia has had no worker for")
+        later = drill.build(ABSENT).expect(REMOTE_ERROR, "pool gpu-nvidia has had no worker for")
+    return f"refused by name in {first.seconds:.0f} s, what comes later in {later.seconds:.0f} s"
+
+
+def retried(drill: Drill) -> str:
+    """The worker of a test is killed in its middle, and does not come back: another one of its pool runs it again."""
+    told = supervisor.read(drill.state)
+    assert told is not None
+    since = time.monotonic()
+    started = drill.start(TEST)
+    # What builds the test goes to the same pool.
+    while not (found := [each for each in ran(drill.layout) or () if each.target.endswith(TEST) and each.is_test]):
+        if started.poll() is not None or time.monotonic() - since > SECONDS_MAX:
+            raise DrillError(f"it never came to its worker:\n{drill.end(started, since).output[-1500:]}")
+        time.sleep(0.1)
+    time.sleep(2)
+    killed_one = found[0].worker
+    # Who would start it again.
+    os.kill(told.pid, signal.SIGSTOP)
+    try:
+        os.killpg(drill.service(killed_one), signal.SIGKILL)
+        build = drill.end(started, since).expect(0, "1 test passes")
+    finally:
+        os.kill(told.pid, signal.SIGCONT)
+    (test,) = [each for each in ran(drill.layout) or () if each.target.endswith(TEST) and each.is_test]
+    if test.tries != 2 or test.worker == killed_one:
+        raise DrillError(f"not run again by another worker than {killed_one}: {test}")
+    return f"run again on another worker of its pool; green in {build.seconds:.0f} s"
+
+
+def clocks(drill: Drill) -> str:
+    """The only worker of a pool has a clock that is an hour ahead of everybody's, or behind."""
+    seconds = []
+    with drill.gone("gpu-nvidia"):
+        for number, ahead in enumerate(("+3600s", "-3600s")):
+            worker = Worker("gpu-nvidia", 1, True, number=8 + number)
+            service = worker_service(drill.layout, worker, system_mounts(Path("/"), interpreter().parent.parent))
+            (library,) = drill.layout.engine.glob("usr/lib/*/faketime/libfaketimeMT.so.1")
+            clock = {"LD_PRELOAD": str(library), "FAKETIME": ahead, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            # Its runner and bwrap are linked as it is; a script that stands before one of them would be this machine's.
+            path = os.pathsep.join(drill.layout.path)
+            home = {"PATH": path, "HOME": str(drill.layout.sockets), "TMPDIR": str(drill.state / "tmp")}
+            with (drill.state / "logs/worker-of-another-hour.log").open("ab") as log:
+                process = subprocess.Popen(
+                    service.command,
+                    env={**home, **clock},
+                    cwd=drill.state,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            try:
+                since = time.monotonic()
+                while worker.name not in registered(drill.layout):
+                    if time.monotonic() - since > 60 or process.poll() is not None:
+                        raise DrillError(f"no worker whose clock says {ahead}")
+                    time.sleep(0.2)
+                seconds.append(drill.build(ABSENT).expect(0, "1 remote").seconds)
+            finally:
+                process.terminate()
+                process.wait()
+    return f"green, in {seconds[0]:.0f} and {seconds[1]:.0f} s"
+
+
+def full(drill: Drill) -> str:
+    """The disk of a cluster has room for 96 MiB, and an action leaves twice that."""
+    state = drill.state / "full"
+    (state / "store").mkdir(parents=True)
+    words = ["--state", str(state), "--port", str(HTTP_PORT), "--pools", "cpu", "--cpus", "1", "--store-gib", "0.06"]
+    mount = f'mount -t tmpfs -o size=96m tmpfs {state / "store"} && exec "$@"'
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    begun = subprocess.run(
+        [*alone, sys.executable, cluster.__file__, "up", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if begun.returncode:
+        raise DrillError(f"no cluster:\n{begun.stdout}{begun.stderr}")
+    arguments = cluster.parse(["down", "--state", str(state)])
+    try:
+        drill.build(PLAIN, port=HTTP_PORT).expect(0)
+        build = drill.build(LARGE, port=HTTP_PORT).expect(REMOTE_ERROR, "handed back by 3 workers", "is there room in")
+        drill.build(PLAIN, port=HTTP_PORT).expect(0, "1 remote")
+    finally:
+        cluster.down(arguments)
+    return f"tried by three workers, then refused in {build.seconds:.0f} s with the folder; the next action is green"
+
+
+def spoilt_disk(drill: Drill) -> str:
+    """A cache on this disk has lost what it stored, or has other bytes of it, or half of them."""
+    outcome = []
+    made = cluster.workspace() / "bazel-bin/tools/pools/routes.here.txt"
+    hit = "1 disk cache hit"
+    for kind, (name, way) in itertools.product(("ac", "cas"), WAYS.items()):
+        shutil.rmtree(drill.state / "disk", ignore_errors=True)
+        drill.build(HERE, place="disk").expect(0)
+        drill.again(HERE)
+        drill.build(HERE, place="disk").expect(0, hit)
+        for file in (path for path in (drill.state / "disk" / kind).rglob("*") if path.is_file()):
+            other = way(file.read_bytes())
+            file.chmod(0o644)
+            file.unlink() if other is None else file.write_bytes(other)
+        drill.again(HERE)
+        build = drill.build(HERE, place="disk").expect(0)
+        if hit in build.output or made.read_text(encoding="utf-8") != "here\n":
+            raise DrillError(f"{kind} {name} was believed:\n{build.output[-1500:]}")
+        drill.again(HERE)
+        if hit not in drill.build(HERE, place="disk").expect(0).output:
+            outcome.append(f"{kind} {name}")
+    return (
+        f"built here, green; stored again but for {', '.join(outcome)}"
+        if outcome
+        else "built here, green, stored again"
+    )
+
+
+WAYS: dict[str, Callable[[bytes], bytes | None]] = {
+    "gone": lambda _: None,
+    "flipped": lambda whole: bytes(byte ^ 255 for byte in whole),
+    "cut": lambda whole: whole[: len(whole) // 2],
+}
+"""What can become of a file."""
+
+
 def _critical(build: Build) -> str:
     return build.output.partition("Critical Path: ")[2].partition("\n")[0]
 
@@ -195,14 +357,9 @@ def poisoned(drill: Drill) -> str:
     arguments = cluster.parse(["cache", "--state", str(drill.state / "http"), "--port", str(HTTP_PORT)])
     if cluster.http_cache(arguments):
         raise DrillError("no cache")
-    ways: list[Callable[[bytes], bytes | None]] = [
-        lambda _: None,
-        lambda whole: bytes(byte ^ 255 for byte in whole),
-        lambda whole: whole[: len(whole) // 2],
-    ]
     made = cluster.workspace() / "bazel-bin/tools/pools/routes.here.txt"
     try:
-        for kind, way in itertools.product(("ac", "cas"), ways):
+        for kind, way in itertools.product(("ac", "cas"), WAYS.values()):
             drill.build(HERE, place="http", port=HTTP_PORT).expect(0)
             for file in (drill.state / "http/store" / kind).iterdir():
                 other = way(file.read_bytes())
@@ -231,15 +388,44 @@ def missing(drill: Drill) -> str:
 
 def damaged(drill: Drill) -> str:
     """A stored object has other bytes of the same length."""
+    file = _damage(drill)
+    if cluster.check(cluster.parse(["check", "--state", str(drill.state)])) == 0:
+        raise DrillError("not found")
+    cluster.check(cluster.parse(["check", "--state", str(drill.state), "--remove"]))
+    if file.exists():
+        raise DrillError("not removed")
+    build = drill.build(SLOW).expect(0)
+    return f"found and removed by :check, green again in {build.seconds:.0f} s"
+
+
+def _damage(drill: Drill) -> Path:
     drill.build(PLAIN).expect(0)
     file = max(objects(drill.layout.store), key=lambda each: each.stat().st_size)
     file.chmod(0o644)
     file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
-    if cluster.check(cluster.parse(["check", "--state", str(drill.state)])) == 0:
-        raise DrillError("not found")
-    cluster.check(cluster.parse(["check", "--state", str(drill.state), "--remove"]))
-    build = drill.build(SLOW).expect(0)
-    return f"found and removed by :check, green again in {build.seconds:.0f} s"
+    return file
+
+
+def believed_no_more(drill: Drill) -> str:
+    """A stored object has other bytes when the store is killed, or the cluster starts: nobody asks for a check."""
+    file = _damage(drill)
+    os.kill(drill.service("casd"), signal.SIGKILL)
+    since = time.monotonic()
+    while file.exists():
+        if time.monotonic() - since > SECONDS_MAX:
+            raise DrillError("still there after the store was started again")
+        time.sleep(0.1)
+    seconds = time.monotonic() - since
+    drill.settle()
+    drill.build(SLOW).expect(0)
+    file = _damage(drill)
+    cluster.down(drill.arguments)
+    cluster.up(drill.arguments)
+    told = supervisor.read(drill.state)
+    if file.exists() or told is None or told.num_damaged != 1:
+        raise DrillError("still there after the cluster was started again")
+    drill.build(SLOW).expect(0)
+    return f"removed before anybody believes it, {seconds:.0f} s after the store was killed; green"
 
 
 def slow_network(drill: Drill) -> str:
@@ -343,8 +529,13 @@ def restarted(drill: Drill) -> str:
 FAULTS: dict[str, tuple[str, Callable[[Drill], str]]] = {
     "nowhere": ("a pool that no table names", nowhere),
     "not-started": ("a pool of the table without a worker", not_started),
-    "worker-killed": ("worker killed in the middle of an action", killed("worker-gpu-amd", signal.SIGKILL)),
-    "worker-stopped": ("worker told to end in the middle of an action", killed("worker-gpu-amd", signal.SIGTERM)),
+    "no-worker": ("a pool whose workers hang", no_worker),
+    "worker-killed": ("worker killed in the middle of an action", killed("worker", signal.SIGKILL)),
+    "worker-stopped": ("worker told to end in the middle of an action", killed("worker", signal.SIGTERM)),
+    "test-retried": ("worker killed in the middle of a test, for good", retried),
+    "clocks": ("a worker's clock is an hour ahead, or behind", clocks),
+    "full": ("a full disk: an action leaves more than there is room for", full),
+    "disk": ("a cache on this disk that lost or damaged what it stored", spoilt_disk),
     "scheduler-killed": ("BuildGrid killed in the middle of an action", killed("buildgrid", signal.SIGKILL)),
     "queue-killed": ("PostgreSQL killed in the middle of an action", killed("postgresql", signal.SIGQUIT)),
     "store-killed": ("casd killed in the middle of an action", killed("casd", signal.SIGKILL)),
@@ -352,6 +543,7 @@ FAULTS: dict[str, tuple[str, Callable[[Drill], str]]] = {
     "restarted": ("cluster stopped and started", restarted),
     "missing": ("every stored object gone", missing),
     "damaged": ("a stored object with other bytes", damaged),
+    "believed-no-more": ("the same, and the store is killed or the cluster started again", believed_no_more),
     "slow-network": ("200 ms more each way", slow_network),
     "poisoned": ("a cache by HTTP that lost or damaged what it stored", poisoned),
     "writer": ("the token of a writer, by TLS", writer),

@@ -39,7 +39,7 @@ def _psql(layout: Layout, text: str) -> str | None:
 
 def registered(layout: Layout) -> dict[str, int]:
     """Worker -> number of its actions, as the scheduler knows them."""
-    busy = f"(select count(*) from jobs where worker_name = bot_id and stage = {EXECUTING})"
+    busy = f"(select count(*) from jobs where worker_name = bot_id and stage = {EXECUTING} and not cancelled)"
     rows = ask(layout, f"select bot_id, {busy} as busy from bots where {PRESENT}")
     return {row["bot_id"]: row["busy"] for row in rows or ()}
 
@@ -61,8 +61,17 @@ def pools_with_workers(layout: Layout) -> set[str] | None:
     return None if rows is None else {row["pool"] for row in rows}
 
 
+def given_up(layout: Layout, tries_max: int) -> list[str]:
+    """Names of the actions that so many workers have handed back unfinished, and that are tried once more."""
+    rows = ask(
+        layout,
+        f"select name from jobs where stage in ({QUEUED}, {EXECUTING}) and n_tries > {tries_max} and not cancelled",
+    )
+    return [row["name"] for row in rows or ()]
+
+
 def refuse(layout: Layout, names: Iterable[str], why: str) -> None:
-    """Ends actions that wait, with an answer that says why."""
+    """Ends actions that wait, or are tried in vain, with an answer that says why."""
     answer = response(FAILED_PRECONDITION, why)
     digest = hashlib.sha256(answer).hexdigest()
     put(layout.store, digest, answer)
@@ -70,8 +79,10 @@ def refuse(layout: Layout, names: Iterable[str], why: str) -> None:
         # Names are the scheduler's own, UUIDs.
         _psql(
             layout,
-            f"update jobs set stage = {COMPLETED}, status_code = {FAILED_PRECONDITION}, "
-            f"result = '{digest}/{len(answer)}' where name = '{name}' and stage = {QUEUED}; "
+            # What a worker has is its until it lets go of it: it would have no room for another.
+            f"update jobs set stage = case stage when {QUEUED} then {COMPLETED} else stage end, "
+            f"cancelled = (stage = {EXECUTING}), status_code = {FAILED_PRECONDITION}, "
+            f"result = '{digest}/{len(answer)}' where name = '{name}' and stage < {COMPLETED}; "
             f"notify job_updated, '{name}'",
         )
 
@@ -109,6 +120,11 @@ class Ran:
     mnemonic: str
     worker: str
     tries: int
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it is what a test target runs, and not what builds it."""
+        return self.mnemonic == "TestRunner"
 
 
 def ran(layout: Layout) -> list[Ran] | None:

@@ -82,20 +82,23 @@ def _resources(row: Any, cards: int, memory: str) -> Manifest:
     return {"requests": {"cpu": 4 * max(cards, 1), **limits}, "limits": limits}
 
 
-def training(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
-    """A Job with a pod for each machine, and the Service by which they find the first.
+def _training_pod(names: Mapping[str, Any], locks: Mapping[str, str], address: str, **more: Any) -> Manifest:
+    """What runs on each machine.
 
-    A pod that is lost or fails takes the others with it: all are started again and go on from the last checkpoint.
+    Args:
+        names: of accelerators.bzl.
+        locks: the text of each lock by its path.
+        address: of the first machine.
+        **more: what the pod has beside.
     """
     accelerator = "gpu-nvidia"
     row = names["ACCELERATORS"][accelerator]
     cards = max(row.cards)
-    label = {"app": "plumbline-training"}
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     container = {
         "name": "training",
         "image": image(names, accelerator, locks),
-        "command": [*torchrun("$(NODE_RANK)", str(cards), "plumbline-training-0.plumbline-training"), *STEP],
+        "command": [*torchrun("$(NODE_RANK)", str(cards), address), *STEP],
         "env": [
             {"name": "NODE_RANK", "valueFrom": index},
             {"name": "HOME", "value": "/tmp"},
@@ -109,8 +112,17 @@ def training(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
         {"name": "tmp", "emptyDir": {}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
     ]
-    pod = _pod([container], volumes, restartPolicy="OnFailure", subdomain="plumbline-training")
-    pod["terminationGracePeriodSeconds"] = SECONDS_TO_STOP
+    return _pod([container], volumes, terminationGracePeriodSeconds=SECONDS_TO_STOP, **more)
+
+
+def training(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
+    """A Job with a pod for each machine, and the Service by which they find the first.
+
+    A pod that is lost or fails takes the others with it: all are started again and go on from the last checkpoint.
+    """
+    label = {"app": "plumbline-training"}
+    address = "plumbline-training-0.plumbline-training"
+    pod = _training_pod(names, locks, address, restartPolicy="OnFailure", subdomain="plumbline-training")
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -131,6 +143,33 @@ def training(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
         },
     }
     return _dump([service, job])
+
+
+def jobset(names: Mapping[str, Any], locks: Mapping[str, str]) -> str:
+    """The same where JobSet is installed: it makes the Service, and starts all machines again when one is lost."""
+    address = "plumbline-training-node-0-0.plumbline-training"
+    job = {
+        "completionMode": "Indexed",
+        "completions": NODES,
+        "parallelism": NODES,
+        # The first pod that is lost fails the Job, and with it the set, which then begins anew as a whole.
+        "backoffLimit": 0,
+        "template": {"spec": _training_pod(names, locks, address, restartPolicy="Never")},
+    }
+    return _dump(
+        [
+            {
+                "apiVersion": "jobset.x-k8s.io/v1alpha2",
+                "kind": "JobSet",
+                "metadata": {"name": "plumbline-training"},
+                "spec": {
+                    "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+                    "failurePolicy": {"maxRestarts": 6 * NODES},
+                    "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}],
+                },
+            }
+        ]
+    )
 
 
 def buildbarn(pool: str, slots: int, leases: str = "") -> str:
@@ -388,6 +427,7 @@ def files(names: Mapping[str, Any], locks: Mapping[str, str]) -> dict[str, str]:
     return {
         "tools/pools/farm/buildfarm.yaml": buildfarm(names),
         "tools/pools/farm/compose.yaml": compose(names),
+        "tools/pools/farm/jobset.yaml": jobset(names, locks),
         "tools/pools/farm/nativelink.json": nativelink(names),
         "tools/pools/farm/training.yaml": training(names, locks),
         "tools/pools/farm/workers.yaml": kubernetes(names),

@@ -22,7 +22,6 @@ from tools.pools.jobs import Ran, ran
 from tools.pools.services import Worker, described
 from tools.pools.table import TABLE, starlark
 
-TEST = "TestRunner"
 UNAVAILABLE = 69
 
 
@@ -56,7 +55,7 @@ def expected(
         names: of accelerators.bzl.
     """
     label = plain(each.target)
-    if each.mnemonic == TEST:
+    if each.is_test:
         return pool_for(targets[label], names) if label in targets else None
     return pools.get(label, CPU) if label else None
 
@@ -94,10 +93,10 @@ def report(
             num_astray += 1
             lines.append(f"astray     {where}; expected {wanted}")
         else:
-            count[f"{came}, {'tests' if each.mnemonic == TEST else 'other actions'}"] += 1
+            count[f"{came}, {'tests' if each.is_test else 'other actions'}"] += 1
             simulated = ", simulated" if worker and worker.simulated else ""
             tries = f", at attempt {each.tries}" if each.tries > 1 else ""
-            if every or each.mnemonic == TEST:
+            if every or each.is_test:
                 lines.append(f"right      {where}{simulated}{tries}")
     lines += [f"{number:6d} in {what}" for what, number in sorted(count.items())]
     if unknown:

@@ -13,12 +13,16 @@ def _route_impl(ctx):
     ctx.actions.run_shell(
         inputs = [ctx.file._input],
         outputs = [came],
-        arguments = [ctx.attr.pool, _MARKER, came.path, str(ctx.attr.seconds), ctx.file._input.path],
+        arguments = [ctx.attr.pool, _MARKER, came.path, str(ctx.attr.seconds), ctx.file._input.path, str(ctx.attr.mib)],
         command = """\
 sleep "$4"
 cmp "$5" "$5"
 [ "$1" != here ] || [ -e "$2" ] || { echo here > "$3"; exit; }
-if read -r pool < "$2" && [ "$pool" = "$1" ]; then cat "$2" > "$3"; exit; fi
+if read -r pool < "$2" && [ "$pool" = "$1" ]; then
+  cat "$2" > "$3"
+  [ "$6" = 0 ] || head -c "$6M" /dev/urandom >> "$3"
+  exit
+fi
 echo "came to ${pool:-a machine without $2, so none of a pool}; expected pool $1. hint: --config=remote, and ./bazelw run //tools/pools:up" >&2
 exit 1
 """,
@@ -32,6 +36,7 @@ exit 1
 _route = rule(
     implementation = _route_impl,
     attrs = {
+        "mib": attr.int(doc = "How much it leaves there."),
         "pool": attr.string(mandatory = True),
         "seconds": attr.int(doc = "How long it stays there."),
         "_input": attr.label(
@@ -43,7 +48,7 @@ _route = rule(
 )
 
 def routes(name):
-    """`<name>.<pool>` for each pool, `<name>` for all; `.nowhere`, which a cluster has to refuse, `.here` for none, and `.slow`.
+    """`<name>.<pool>` for each pool, `<name>` for all; `.nowhere`, which a cluster has to refuse, `.here` for none, `.slow` and `.large`.
 
     Args:
         name: of the filegroup of all.
@@ -60,6 +65,13 @@ def routes(name):
         exec_properties = {"Pool": "gpu-amd"},
         pool = "gpu-amd",
         seconds = 8,
+        tags = _MANUAL,
+    )
+    _route(
+        name = name + ".large",
+        exec_properties = {"Pool": "cpu"},
+        mib = 192,
+        pool = "cpu",
         tags = _MANUAL,
     )
     native.filegroup(

@@ -365,6 +365,7 @@ def worker_service(layout: Layout, worker: Worker, mounts: Iterable[tuple[str, s
         mounts: paths of this machine and where an action finds them, beside its inputs and nothing else.
     """
     binds = [*mounts, (str(layout.state / f"pool-{worker.pool}"), str(MARKER))]
+    binds += [(str(layout.state / "passwd"), "/etc/passwd")]
     if worker.device_files:
         # Where drivers say which cards there are, and the lock files of leases, which have all been made. They are not
         # below /dev: what is bound there read-only is hidden again by the action's own.
@@ -417,6 +418,9 @@ def system_mounts(root: Path, interpreter_prefix: Path) -> list[tuple[str, str]]
         if (root / name).exists():
             # Where /bin is a link to /usr/bin, a mount of the link itself would have no place to be.
             mounts.append((os.path.realpath(root / name), f"/{name}"))
+    if (root / "bin").is_symlink() and (root / "usr/include").exists():
+        # A compiler that is found as /bin/g++ looks for headers beside it: there /bin is no link.
+        mounts.append((str(root / "usr/include"), "/include"))
     for name in READ_BY_PROGRAMS:
         if (root / "etc" / name).exists():
             mounts.append((str(root / "etc" / name), f"/etc/{name}"))
@@ -441,6 +445,8 @@ def write_configurations(layout: Layout, rows: Iterable[Worker], user: str) -> N
     for row in rows:
         said = Place(row.pool, row.simulated, row.hardware)
         (layout.state / f"pool-{row.pool}").write_text(said.text(), encoding="utf-8")
+    # Libraries ask for the name of who runs them.
+    (layout.state / "passwd").write_text(f"nobody:x:{NOBODY}:{NOBODY}::/tmp:/bin/sh\n", encoding="utf-8")
     layout.wrappers.mkdir(exist_ok=True)
     (layout.wrappers / "bwrap").write_text(wrapper(layout), encoding="utf-8")
     (layout.wrappers / "bwrap").chmod(0o755)

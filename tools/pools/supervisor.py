@@ -32,6 +32,9 @@ STOP_SECONDS = 3.0
 SECONDS_WITHOUT_WORKER_MAX = 20
 """In which a worker that was killed is back on a busy machine; what waits for its pool afterwards is refused."""
 
+TRIES_MAX = 3
+"""A worker that dies, or is told to end, costs one; what fails so often would fail for ever, on a full disk for one."""
+
 SECONDS_BETWEEN_LOOKS = 3.0
 PR_SET_PDEATHSIG = 1
 
@@ -139,6 +142,7 @@ class Supervisor:
                 self._watch()
                 if self.pools and time.monotonic() - self.looked_at > SECONDS_BETWEEN_LOOKS:
                     self._refuse_what_nobody_takes()
+                    self._refuse_what_is_tried_in_vain()
         except Exception as error:
             # Whoever asked for the cluster reads it there; in the background nobody sees a traceback.
             self._tell(
@@ -247,6 +251,13 @@ class Supervisor:
                 why = f"pool {pool} has had no worker for {now - self.absent_since[pool]:.0f} s; expected one within "
                 why += f"{SECONDS_WITHOUT_WORKER_MAX}. hint: ./bazelw run //tools/pools:status"
                 jobs.refuse(self.layout, names, why)
+
+    def _refuse_what_is_tried_in_vain(self) -> None:
+        """Ends what workers hand back again and again, whose client would send it anew ten times."""
+        if names := jobs.given_up(self.layout, TRIES_MAX):
+            why = f"handed back by {TRIES_MAX} workers, unfinished; expected a result. "
+            why += f"hint: is there room in {self.layout.store}? {self.log('worker-*')} and {self.log('casd')} say why"
+            jobs.refuse(self.layout, names, why)
 
     def _new_queue(self) -> None:
         command = [self.layout.postgres("initdb"), "-D", str(self.layout.state / "queue"), "-U", "plumbline"]

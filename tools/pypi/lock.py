@@ -71,6 +71,9 @@ LOCKS = {
         "tests/benchmark/speed/requirements_lock.txt",
         base="requirements_lock.txt",
     ),
+    "schemas": Lock(
+        "tools/pools/schemas/requirements.in", "tools/pools/schemas/requirements_lock.txt", base="requirements_lock.txt"
+    ),
     "harness": Lock(
         "tests/benchmark/harness/requirements.in",
         "tests/benchmark/harness/requirements_lock.txt",

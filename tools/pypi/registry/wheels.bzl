@@ -9,6 +9,7 @@ _HUBS = {
     "pypi_harness": Label("@wheels_pypi_harness//:BUILD.bazel"),
     "pypi_peers": Label("@wheels_pypi_peers//:BUILD.bazel"),
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
+    "pypi_schemas": Label("@wheels_pypi_schemas//:BUILD.bazel"),
     "pypi_rocm": Label("@wheels_pypi_rocm//:BUILD.bazel"),
     "pypi_xpu": Label("@wheels_pypi_xpu//:BUILD.bazel"),
 }

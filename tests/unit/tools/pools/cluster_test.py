@@ -128,7 +128,8 @@ def test_what_was_started_can_be_read_again(layout: Layout) -> None:
 
 
 def test_an_action_sees_programs_and_the_interpreter_and_no_home(tmp_path: Path) -> None:
-    (tmp_path / "usr/bin").mkdir(parents=True)
+    for name in ("bin", "include"):
+        (tmp_path / "usr" / name).mkdir(parents=True)
     (tmp_path / "bin").symlink_to("usr/bin")
     (tmp_path / "lib").mkdir()
     for name in ("alternatives", "ssh"):
@@ -137,10 +138,11 @@ def test_an_action_sees_programs_and_the_interpreter_and_no_home(tmp_path: Path)
         ("/usr", "/usr"),
         (str(tmp_path / "usr/bin"), "/bin"),
         (str(tmp_path / "lib"), "/lib"),
+        (str(tmp_path / "usr/include"), "/include"),
         (str(tmp_path / "etc/alternatives"), "/etc/alternatives"),
         ("/opt/python", "/opt/python"),
     ]
-    assert len(system_mounts(tmp_path, Path("/usr/local"))) == 4
+    assert len(system_mounts(tmp_path, Path("/usr/local"))) == 5
 
 
 def test_an_action_is_nobody_in_its_own_eyes_whoever_the_worker_is(layout: Layout) -> None:
@@ -278,6 +280,20 @@ def test_what_waits_for_a_pool_without_a_worker_is_refused_by_name(layout: Layou
         now["s"], there["pools"] = 100.0 + seconds, pools
         watcher._refuse_what_nobody_takes()
     assert len(refused) == 1
+
+
+def test_what_workers_hand_back_again_and_again_is_refused_with_where_to_look(layout: Layout, monkeypatch) -> None:
+    asked, refused = [], []
+    monkeypatch.setattr(jobs, "given_up", lambda _, tries_max: asked.append(tries_max) or ["a"] * (len(asked) - 1))
+    monkeypatch.setattr(jobs, "refuse", lambda _, names, why: refused.append((names, why)))
+    watcher = supervisor.Supervisor(layout, [], [], ["cpu"])
+    watcher._refuse_what_is_tried_in_vain()
+    assert refused == []
+    watcher._refuse_what_is_tried_in_vain()
+    ((names, why),) = refused
+    assert (names, asked) == (["a"], [3, 3])
+    assert why.startswith("handed back by 3 workers, unfinished; expected a result. hint: is there room in ")
+    assert str(layout.store) in why
 
 
 def test_the_answer_to_what_is_refused_is_one_of_the_protocol(tmp_path: Path) -> None:

@@ -43,16 +43,24 @@ def test_an_image_has_another_name_as_soon_as_one_of_its_locks_changes() -> None
 
 def pods() -> dict[str, Any]:
     """Name -> pod, of every manifest of Kubernetes."""
-    return {
+    found = {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
         for each in objects("workers.yaml") + objects("training.yaml")
         if each["kind"] in ("Deployment", "Job")
     }
+    return {**found, "plumbline-training (JobSet)": job_of_set()["template"]["spec"]}
+
+
+def job_of_set() -> Any:
+    """What the set of jobs makes one of."""
+    (whole,) = objects("jobset.yaml")
+    (replicated,) = whole["spec"]["replicatedJobs"]
+    return replicated["template"]["spec"]
 
 
 def test_each_pool_has_a_deployment_that_asks_for_its_cards() -> None:
     found = pods()
-    assert found.keys() == {f"plumbline-{pool}" for pool in (*POOLS, "training")}
+    assert found.keys() == {f"plumbline-{pool}" for pool in (*POOLS, "training", "training (JobSet)")}
     for pool, cell in POOLS.items():
         worker, runner = found[f"plumbline-{pool}"]["containers"]
         limits = {key: value for key, value in runner["resources"]["limits"].items() if key != "memory"}
@@ -166,6 +174,7 @@ def commands() -> dict[str, list[str]]:
     (typed,) = re.findall(r"^    (torchrun .*)$", Path("docs/pools.md").read_text(), re.MULTILINE)
     return {
         "kubernetes": job["spec"]["template"]["spec"]["containers"][0]["command"][1:],
+        "jobset": job_of_set()["template"]["spec"]["containers"][0]["command"][1:],
         "slurm": shlex.split(inner.replace("\\\n", " "))[2:],
         "docs": shlex.split(typed)[1:],
     }
@@ -202,6 +211,26 @@ def test_the_job_of_kubernetes_has_a_pod_for_each_machine_and_an_address_for_the
     assert service["spec"]["selector"] == spec["template"]["metadata"]["labels"]
     ranks = [each for each in container["env"] if each["name"] == "NODE_RANK"]
     assert "job-completion-index" in ranks[0]["valueFrom"]["fieldRef"]["fieldPath"]
+
+
+def test_a_set_of_jobs_has_the_pods_of_the_job_and_begins_anew_as_a_whole() -> None:
+    (whole,) = objects("jobset.yaml")
+    _, plain = objects("training.yaml")
+    (replicated,), job = whole["spec"]["replicatedJobs"], job_of_set()
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
+    assert (job["backoffLimit"], replicated["replicas"]) == (0, 1)
+    assert whole["spec"]["failurePolicy"]["maxRestarts"] == plain["spec"]["backoffLimit"]
+    assert whole["spec"]["network"] == {"enableDNSHostnames": True, "publishNotReadyAddresses": True}
+    # JobSet names a pod after the set, the job, and its number in each, below a Service with the name of the set.
+    name = whole["metadata"]["name"]
+    command = job["template"]["spec"]["containers"][0]["command"]
+    assert f"--master-addr={name}-{replicated['name']}-0-0.{name}" in command
+    pods = [plain["spec"]["template"]["spec"], job["template"]["spec"]]
+    for pod in pods:
+        pod["containers"][0]["command"] = [word for word in command if not word.startswith("--master-addr=")]
+        del pod["restartPolicy"]
+    del pods[0]["subdomain"]
+    assert pods[0] == pods[1], "all else is the same"
 
 
 def test_slurm_starts_one_torchrun_on_each_machine_and_says_when_to_save() -> None:
