@@ -32,7 +32,7 @@ def test_a_setting_is_named_once_and_one_of_which_values_are_named_with_all_of_t
 
 
 def test_the_table_has_a_row_for_each_test_and_says_what_is_unproven() -> None:
-    rows = table().splitlines()[2:]
+    rows = [line for line in table().splitlines() if line.startswith("| `")]
     assert len(rows) == len(ELSEWHERE)
     assert f"| `model.attention=flex`, `flash` | {UNPROVEN} |" in rows
     assert "| `checkpoint.elastic` | `//tests/subsystem:ranks_elastic_test` |" in rows
