@@ -42,7 +42,7 @@ from training.step import train_step
 EXAMPLES = random_examples(
     [5, 19, 11, 3, 8, 24, 7, 13, 2, 16, 9, 4, 21, 6, 17, 12, 22, 10, 14, 18, 20, 15, 23, 9], seed=3
 )
-NUM_STEPS = 12
+NUM_STEPS = 20
 NUM_STEPS_PLANTED = 5
 """A bug shows at once."""
 NORM_MAX = 0.5
