@@ -97,9 +97,15 @@ def _rank(plan: Plan, recipe: Recipe, world: World) -> RunSummary:
         if plan.zero_stage:
             from training.parallel.deepspeed import Deepspeed
 
-            return _locked(
-                plan, recipe, Deepspeed(world, device, plan.precision, stage=plan.zero_stage, offload=plan.offload)
+            zero = Deepspeed(
+                world,
+                device,
+                plan.precision,
+                stage=plan.zero_stage,
+                offload=plan.offload,
+                seconds_max=plan.collective_seconds_max,
             )
+            return _locked(plan, recipe, zero)
         from training.parallel.fsdp import Fsdp
 
         fsdp = Fsdp(
@@ -109,6 +115,7 @@ def _rank(plan: Plan, recipe: Recipe, world: World) -> RunSummary:
             num_shards=plan.shard_ranks or world.num_ranks,
             keep_gathered=plan.keep_gathered,
             offload=plan.offload,
+            seconds_max=plan.collective_seconds_max,
         )
         return _locked(plan, recipe, fsdp)
 

@@ -21,7 +21,7 @@ def answers(cells: Iterable[Cell]) -> Iterator[tuple[int, str, str]]:
         out, err, here = io.StringIO(), io.StringIO(), cell.machine
         # Of all the machines that cells stand for, this is one at most.
         machine = patch.object(single, "machine", partial(replace, here))
-        with patch.object(cli, "parser", lambda: made), machine, redirect_stdout(out), redirect_stderr(err):
+        with patch.object(cli, "parser", lambda *_: made), machine, redirect_stdout(out), redirect_stderr(err):
             code = cli.main(["plan", cell.recipe, *cell.words])
         yield code, out.getvalue(), err.getvalue()
 
@@ -35,7 +35,9 @@ def differing(cells: Iterable[Cell]) -> list[str]:
         if isinstance(answer, Refusal):
             wanted = (PlanRefused.exit_code, "", f"error: {answer.as_error()}\n")
         else:
-            wanted = (0, answer.describe() + "\n", "")
+            # Of a cell's model and data there are only the names here.
+            unseen = f"first       not shown, since there is no {answer.model_path} here"
+            wanted = (0, f"{answer.describe()}\n{unseen}\n", "")
         if said != wanted:
             found.append(f"{cell.name}: {said}; expected {wanted}")
     return found

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
+from tests.support.shared_memory import shared_memory
 from training.checkpoint.manifest import name_of
 from training.metrics.records import StepRecord, read_records
 
@@ -35,11 +36,6 @@ SECONDS_TO_VANISH = 20
 """How long what a session started or made may outlive it: ranks notice within moments that their parent is gone."""
 
 PR_SET_CHILD_SUBREAPER = 36
-
-SHARED_MEMORY = Path("/dev/shm")
-
-NAMES_OF_OURS = ("torch_", "nccl-", "sem.mp-", "psm_", "cuda.shm.", "deepspeed")
-"""How shared memory begins that Python, torch, NCCL and DeepSpeed make. Other programs have theirs beside it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def run_session(
     # Ranks whose parent was killed become children of this process, and cannot be overlooked.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     temporary = Path(tempfile.mkdtemp(prefix="session-", dir=where))
-    shared, ports = _shared_memory(), _listening()
+    shared, ports = shared_memory(), _listening()
     reads, writes = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
     fcntl(writes, F_SETPIPE_SZ, os.sysconf("SC_PAGE_SIZE"))
     errors = temporary.with_suffix(".stderr").open("w+b")
@@ -103,7 +99,7 @@ def run_session(
     listening = sorted(_listening() - ports)
     processes = _end_orphans()
     deadline = time.monotonic() + SECONDS_TO_VANISH
-    while (new := sorted(_shared_memory() - shared)) and time.monotonic() < deadline:
+    while (new := sorted(shared_memory() - shared)) and time.monotonic() < deadline:
         time.sleep(0.1)
     errors.seek(0)
     with errors:
@@ -199,10 +195,6 @@ def _end_orphans() -> list[str]:
             os.kill(int(pid_text), signal.SIGKILL)
             os.waitpid(int(pid_text), 0)
     return left
-
-
-def _shared_memory() -> set[str]:
-    return {name for name in os.listdir(SHARED_MEMORY) if name.startswith(NAMES_OF_OURS)}
 
 
 def _listening() -> set[int]:

@@ -6,16 +6,19 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
 import pytest
 
 from tests.smoke import session
-from tests.smoke.session import SHARED_MEMORY, Left, run_session
+from tests.smoke.session import Left, run_session
+from tests.support.shared_memory import SHARED_MEMORY
+from tests.support.shared_memory import shared_memory as names
 from training import cli
 
-SEGMENT = "psm_plumbline_session_test"
+SEGMENT = "plumbline_session_test"
 PORT = 50417
 ALONE = [name for _, name in socket.if_nameindex()] == ["lo"]
 """Bazel's sandbox has a network of its own; elsewhere ports are anybody's, and none is reported."""
@@ -59,6 +62,8 @@ def nothing() -> None:
 def left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Callable[[], None]], Left]]:
     """Has a session do something, and returns what it has left."""
     monkeypatch.setattr(session, "SECONDS_TO_VANISH", 1)
+    # By a name that the tests which run beside this one do not take for theirs.
+    monkeypatch.setattr(session, "shared_memory", partial(names, [SEGMENT]))
 
     def left(does: Callable[[], None]) -> Left:
         def main(words: Sequence[str]) -> int:

@@ -91,13 +91,14 @@ def backend_of(kind: str, world: World, *, stage: int = 2, **options: bool) -> I
         if kind == "ddp":
             yield Ddp(world, device, "fp32")
         elif kind == "deepspeed":
-            yield Deepspeed(world, device, "fp32", stage=stage, offload=False)
+            yield Deepspeed(world, device, "fp32", stage=stage, offload=False, seconds_max=60)
         else:
             yield Fsdp(
                 world,
                 device,
                 "fp32",
                 num_shards=world.num_ranks,
+                seconds_max=60,
                 **{"keep_gathered": False, "offload": False} | options,
             )
 

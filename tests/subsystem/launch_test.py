@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from tests.subsystem.processes import is_running
+from tests.support.shared_memory import shared_memory
 from training.errors import DataError, PlumblineError, RankFailed
 from training.parallel.ddp import Ddp
 from training.parallel.first import on_first
@@ -34,7 +35,7 @@ PARENT_IS_KILLED = "SIGKILL to the parent"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory in which ranks leave their traces; afterwards each process, port and file must be gone."""
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = shared_memory()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -49,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         for port in ports:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    assert set(os.listdir("/dev/shm")) <= shared_before
+    assert shared_memory() <= shared_before
     assert not os.listdir(temporary) or PARENT_IS_KILLED in request.node.name
 
 

@@ -222,9 +222,10 @@ def backend_of(kind: Kind, world: World, device: torch.device) -> Backend:
                 num_shards=num_shards,
                 keep_gathered=kind.keep_gathered,
                 offload=kind.offload,
+                seconds_max=60,
             )
         case "deepspeed":
-            return Deepspeed(world, device, kind.precision, stage=kind.stage, offload=kind.offload)
+            return Deepspeed(world, device, kind.precision, stage=kind.stage, offload=kind.offload, seconds_max=60)
     raise AssertionError(kind.backend)
 
 

@@ -103,7 +103,7 @@ def validation(backend: Backend) -> float:
 
 def validation_of_rank(world: World) -> float:
     with joined(world, "cpu", seconds_max=60) as device:
-        return validation(Fsdp(world, device, "fp32", num_shards=2, keep_gathered=False, offload=False))
+        return validation(Fsdp(world, device, "fp32", num_shards=2, keep_gathered=False, offload=False, seconds_max=60))
 
 
 def test_validation_loss_of_ranks_is_that_of_one_process() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.subsystem.processes import command, environment, is_running, records_of, typed
 from tests.support.chats import sums, write_jsonl
+from tests.support.shared_memory import shared_memory
 from training.checkpoint.manifest import committed
 from training.errors import EXIT_INTERRUPTED, ConfigError, RankFailed, SampleError
 from training.metrics.records import StepRecord
@@ -40,7 +41,7 @@ def test_bad_sample_is_said_once_with_its_exit_code(place: Path) -> None:
 
 def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
     """On a machine without a compiler, or any other program: DeepSpeed would build one for ranks, and one for AdamW."""
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = shared_memory()
     words = ["--ranks", "2", "--backend", "deepspeed", "--zero-stage", "3", "--offload", "true", "--num-steps", "2"]
     ran = subprocess.run(
         command(*WORDS, *words),
@@ -53,7 +54,7 @@ def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "ranks       2, deepspeed" in ran.stdout
     assert "WARNING" not in ran.stdout
-    assert set(os.listdir("/dev/shm")) <= shared_before
+    assert shared_memory() <= shared_before
 
 
 FAULTY = """
@@ -86,7 +87,7 @@ sys.exit(main())
 def test_a_rank_that_fails_ends_the_command_and_every_process_of_it(
     place: Path, rank: int, fault: str, said: str
 ) -> None:
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = shared_memory()
     (place / "faulty.py").write_text(FAULTY.format(rank=rank, fault=fault))
     words = [*WORDS, "--ranks", "2", "--num-steps", "2", "--export", "none"]
     ran = subprocess.run(
@@ -102,7 +103,7 @@ def test_a_rank_that_fails_ends_the_command_and_every_process_of_it(
     ranks = json.loads((place / "out/run.json").read_text())["ranks"]
     assert [each["rank"] for each in ranks] == [0, 1]
     assert not [each["rank"] for each in ranks if is_running(each["process"])]
-    assert set(os.listdir("/dev/shm")) <= shared_before
+    assert shared_memory() <= shared_before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.subsystem.processes import records_of
 from tests.subsystem.ranks import PLACES, planned
+from tests.support.shared_memory import shared_memory
 from tests.support.tolerances import RANKS_FP32_RELATIVE
 from training import run
 from training.checkpoint.manifest import committed
@@ -124,21 +125,30 @@ def test_a_rank_that_raises_ends_the_run_which_then_goes_on_from_its_checkpoint(
 def test_a_rank_that_is_killed_in_a_step_leaves_no_process_and_no_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, rank: int
 ) -> None:
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = shared_memory()
     monkeypatch.setattr(run, "train_step", at_step(1, rank, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     with pytest.raises(RankFailed, match=rf"^rank {rank}: it was killed by SIGKILL"):
         train(planned(tmp_path, num_steps=2, **PLACES[place]))
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
-    assert set(os.listdir("/dev/shm")) <= shared_before
+    assert shared_memory() <= shared_before
 
 
+@pytest.mark.parametrize("place", ["ddp x2", "fsdp x2", "zero 2 x2", "zero 3 x2", "fsdp x4, shards of 2"])
 def test_a_rank_that_hangs_ends_the_run_after_the_seconds_that_were_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(run, "train_step", at_step(1, 1, lambda: time.sleep(300)))
+    """In the backward pass, where the others wait for it in groups that the backend has made."""
+
+    def step(batch: Any, **options: Any) -> StepRecord:
+        backend = options["backend"]
+        if backend.rank == 1:
+            monkeypatch.setattr(backend, "backward", lambda *_, **__: time.sleep(300))
+        return train_step(batch, **options)
+
+    monkeypatch.setattr(run, "train_step", step)
     began = time.monotonic()
-    with pytest.raises(RankFailed, match=r"^rank 0: RuntimeError: .*[Tt]imed out.* hint: .* --collective-seconds-max"):
-        train(planned(tmp_path, num_steps=2, backend="fsdp", collective_seconds_max=2))
+    with pytest.raises(RankFailed, match=r"^rank \d: RuntimeError: .*[Tt]imed out.* hint: .* --collective-seconds-max"):
+        train(planned(tmp_path, num_steps=2, collective_seconds_max=2, **PLACES[place]))
     assert 2 <= time.monotonic() - began < 60
 
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,7 +39,16 @@ HELD = -1
 class Deepspeed(Ddp):
     """Ranks that share a step by ZeRO."""
 
-    def __init__(self, world: World, device: torch.device, precision: Precision, *, stage: int, offload: bool) -> None:
+    def __init__(
+        self,
+        world: World,
+        device: torch.device,
+        precision: Precision,
+        *,
+        stage: int,
+        offload: bool,
+        seconds_max: int,
+    ) -> None:
         """One rank of `world`, whose process group has been joined.
 
         Args:
@@ -48,12 +58,14 @@ class Deepspeed(Ddp):
             stage: 1, 2 or 3.
             offload: moments, the weights they update, and in stage 3 the parts of weights that layers are gathered
                 from, wait in CPU memory.
+            seconds_max: a rank that waits longer for the others gives up with an error.
         """
         super().__init__(world, device, precision)
         self.loads_on = torch.device("cpu") if stage == 3 else device
         self.num_shards = world.num_ranks
         self._stage = stage
         self._offload = offload
+        self._seconds_max = seconds_max
         self._engine: Any = None
         os.environ.setdefault("LOCAL_RANK", str(world.rank_here))
 
@@ -66,6 +78,8 @@ class Deepspeed(Ddp):
         groups = [dict(group) for group in optimizer.param_groups]
         with _quiet(self.device.type) as deepspeed:
             deepspeed.init_distributed()
+            # The group of ranks that it would make for itself waits half an hour, whatever the limit.
+            deepspeed.utils.groups._WORLD_GROUP = distributed.new_group(timeout=timedelta(seconds=self._seconds_max))
             if self._stage == 3:
                 # Cuts one weight after another on its way to the device, where the whole model need not fit.
                 deepspeed.zero.Init(module=model, config_dict_or_path=self._config())

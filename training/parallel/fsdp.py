@@ -9,11 +9,12 @@ bf16 is the same autocast as everywhere, over weights gathered in fp32, so that 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -35,6 +36,7 @@ class Fsdp(Ddp):
         num_shards: int,
         keep_gathered: bool,
         offload: bool,
+        seconds_max: int,
     ) -> None:
         """One rank of `world`, whose process group has been joined.
 
@@ -46,6 +48,7 @@ class Fsdp(Ddp):
                 has a copy, and groups add up what their ranks have reduced.
             keep_gathered: keep a layer's weights from its forward to its backward pass: more memory, one message less.
             offload: parts of weights, gradients and moments wait in CPU memory.
+            seconds_max: a rank that waits longer for others of its group gives up with an error.
         """
         super().__init__(world, device, precision)
         # Moved to the device a layer at a time, so that the whole model need not fit there.
@@ -53,15 +56,13 @@ class Fsdp(Ddp):
         self.num_shards = num_shards
         self._keep_gathered = keep_gathered
         self._offload = offload
+        self._seconds_max = seconds_max
         self._is_gathered = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The same model, its weights cut along their first dimension: each layer by itself, then what is left."""
         super().wrap(model)
-        num_copies = self.num_ranks // self.num_shards
-        # The last dimension is the one that is cut along, whether or not there is another.
-        shape = (num_copies, self.num_shards) if num_copies > 1 else (self.num_shards,)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("copy", "shard")[-len(shape) :])
+        mesh = self._mesh()
         # Pinned memory is what copies to an accelerator want, and cannot be had where there is none.
         cpu = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
         policy = cpu if self._offload else OffloadPolicy()
@@ -76,6 +77,19 @@ class Fsdp(Ddp):
         if self._keep_gathered:
             model.register_forward_hook(self._let_go)
         return model
+
+    def _mesh(self) -> DeviceMesh:
+        """The ranks by the part they hold, and before that by the copy it is of if there are several."""
+        device_type = self.device.type
+        if self.num_shards == self.num_ranks:
+            return init_device_mesh(device_type, (self.num_ranks,), mesh_dim_names=("shard",))
+        ranks = torch.arange(self.num_ranks).view(-1, self.num_shards)
+        # Groups that a mesh makes for itself would wait for half an hour, whatever the limit.
+        copy, shard = (
+            distributed.new_subgroups_by_enumeration(each.tolist(), timeout=timedelta(seconds=self._seconds_max))[0]
+            for each in (ranks.T, ranks)
+        )
+        return DeviceMesh.from_group([copy, shard], device_type, ranks, mesh_dim_names=("copy", "shard"))
 
     @contextmanager
     def gathered(self, model: nn.Module) -> Iterator[None]:
