@@ -86,7 +86,9 @@ class Fsdp(Ddp):
         ranks = torch.arange(self.num_ranks).view(-1, self.num_shards)
         # Groups that a mesh makes for itself would wait for half an hour, whatever the limit.
         copy, shard = (
-            distributed.new_subgroups_by_enumeration(each.tolist(), timeout=timedelta(seconds=self._seconds_max))[0]
+            distributed.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]  # torch gives it no types
+                each.tolist(), timeout=timedelta(seconds=self._seconds_max)
+            )[0]
             for each in (ranks.T, ranks)
         )
         return DeviceMesh.from_group([copy, shard], device_type, ranks, mesh_dim_names=("copy", "shard"))
