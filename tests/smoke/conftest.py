@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.smoke.listed import ACCELERATORS, listed, starlark
+from tests.smoke.listed import ACCELERATORS, listed, names_of
 from tests.smoke.matrix import TABLES, Cell, cell_named
 
 UNDER_BAZEL = "TEST_TMPDIR" in os.environ
@@ -70,7 +70,7 @@ def wrong_machine(accelerator: str, cards: int) -> str | None:
     from tools.devices.check import FARM, Asked, problem
     from tools.devices.detect import devices
 
-    row = starlark(ACCELERATORS)["ACCELERATORS"][accelerator]
+    row = names_of(ACCELERATORS)["ACCELERATORS"][accelerator]
     torch = importlib.util.find_spec("torch")
     version = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
     # A result is not filed under the hardware that somebody has looked at before: the verdict says what it ran on.

@@ -3,21 +3,19 @@
 Paths are from the root, where tests are run.
 """
 
-import types
+from pathlib import Path
 from typing import Any
 
 from tests.smoke.matrix import Cell, cell_named
+from tools.bazel.starlark import starlark
 
 BZL = "tests/smoke/cells.bzl"
 ACCELERATORS = "tools/bazel/accelerators.bzl"
 
 
-def starlark(path: str) -> dict[str, Any]:
+def names_of(path: str) -> dict[str, Any]:
     """The global names of a .bzl file that holds tables."""
-    scope: dict[str, Any] = {"struct": types.SimpleNamespace}
-    with open(path, encoding="utf-8") as file:
-        exec(compile(file.read(), path, "exec"), scope)
-    return scope
+    return starlark(Path(path).read_text(encoding="utf-8"))
 
 
 def listed(accelerator: str) -> dict[Cell, str]:
@@ -25,7 +23,7 @@ def listed(accelerator: str) -> dict[Cell, str]:
     suffix = "" if accelerator == "cpu" else f".{accelerator}"
     return {
         cell_named(stem + suffix): depth
-        for accelerators, depth, stems in starlark(BZL)["CELLS"]
+        for accelerators, depth, stems in names_of(BZL)["CELLS"]
         if accelerator in accelerators
         for stem in stems.split()
     }

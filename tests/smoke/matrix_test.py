@@ -11,7 +11,7 @@ from tests.smoke.covering import alone, blocking, depths, pairs
 from tests.smoke.generate import REFRESH, as_json, bzl
 from tests.smoke.goldens import FILE, curves_of, golden_of
 from tests.smoke.goldens import REFRESH as REFRESH_GOLDENS
-from tests.smoke.listed import ACCELERATORS, BZL, listed, starlark
+from tests.smoke.listed import ACCELERATORS, BZL, listed, names_of
 from tests.smoke.matrix import GOLDEN, TABLES, Cell, Feature, Framework, Matrix, Variant, cell_named, cells, with_row
 from training.config import CONFIGS, BackendKind
 from training.plan import Machine, Plan
@@ -21,7 +21,7 @@ DEPTHS = depths(MATRIX)
 
 
 def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() -> None:
-    known = starlark(ACCELERATORS)["ACCELERATORS"]
+    known = names_of(ACCELERATORS)["ACCELERATORS"]
     assert {row.accelerator: row.device for row in TABLES.variants.values()} == {
         word: row.device for word, row in known.items()
     }

@@ -149,7 +149,7 @@ def test_a_rank_that_hangs_ends_the_run_after_the_seconds_that_were_set(
     began = time.monotonic()
     with pytest.raises(RankFailed, match=r"^rank \d: RuntimeError: .*[Tt]imed out.* hint: .* --collective-seconds-max"):
         train(planned(tmp_path, num_steps=2, collective_seconds_max=2, **PLACES[place]))
-    assert 2 <= time.monotonic() - began < 60
+    assert 2 <= time.monotonic() - began < 30
 
 
 def test_patience_ends_all_ranks_after_the_same_step_and_the_run_is_finished(tmp_path: Path) -> None:

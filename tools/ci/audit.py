@@ -28,7 +28,8 @@ from typing import Any
 
 import yaml
 
-from tools.pools.table import TABLE, starlark
+from tools.bazel.starlark import starlark
+from tools.pools.table import TABLE
 
 WORKFLOWS = ".github/workflows"
 CI = ".ci/run"

@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from tools.bazel.starlark import starlark
 from tools.devices import lease
 from tools.devices.detect import by_accelerator, devices
 from tools.pools import store, supervisor
@@ -37,7 +38,7 @@ from tools.pools.services import (
     workers,
     write_configurations,
 )
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 UNAVAILABLE = 69
 PORT = 50153

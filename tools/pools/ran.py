@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tools.bazel.starlark import starlark
 from tools.ci.audit import CPU, Target, pool_for, targets_of
 from tools.pools.engine import cache
 from tools.pools.jobs import Ran, ran
 from tools.pools.services import Worker, described
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 UNAVAILABLE = 69
 

@@ -7,11 +7,11 @@ The table is Starlark, for Bazel reads it first; its rows are calls and dictiona
 
 import os
 import sys
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tools.bazel.starlark import starlark
 from tools.pools import manifests
 
 REFRESH = "./bazelw run //tools/pools:table"
@@ -27,13 +27,6 @@ MARKS = {
     NIGHTLY: (f"  # {BEGIN}", f"  # {END}"),
     DOCUMENT: (f"<!-- {BEGIN} -->", f"<!-- {END} -->"),
 }
-
-
-def starlark(text: str) -> dict[str, Any]:
-    """The global names of accelerators.bzl."""
-    scope: dict[str, Any] = {"struct": types.SimpleNamespace}
-    exec(compile(text, TABLE, "exec"), scope)
-    return scope
 
 
 def stanzas(names: Mapping[str, Any]) -> str:

@@ -216,7 +216,7 @@ def _raise(failed: _Failed, passed_on: Sequence[int]) -> None:
 
 
 def _hint(failed: _Failed) -> str:
-    if "imed out" in failed.words:
+    if "timed out" in failed.words.lower():
         return (
             "another rank did not come: look at what that one was at, or have it waited for by --collective-seconds-max"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tools.bazel.starlark import starlark
 from tools.devices.check import FARM
 
 BAZEL = pathlib.Path("tools/bazel")
@@ -27,16 +28,15 @@ class Select(dict):
         return {**other, "select": dict(self)}
 
 
-def starlark(file: str, **names: Any) -> dict[str, Any]:
+def loaded(file: str, **names: Any) -> dict[str, Any]:
     """The global names of a .bzl file, given what its load statements would bring."""
-    scope = {"struct": types.SimpleNamespace, "fail": fail, "load": lambda *_, **__: None, **names}
-    exec(compile((BAZEL / file).read_text(), file, "exec"), scope)
-    return scope
+    brought: dict[str, Any] = {"fail": fail, "load": lambda *_, **__: None, **names}
+    return starlark((BAZEL / file).read_text(), **brought)
 
 
 # As @plumbline_host says it of a machine.
 HERE = {"gpu-amd": "gfx942, driver 6.12.12"}
-TABLE = starlark("accelerators.bzl")
+TABLE = loaded("accelerators.bzl")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def macros(targets: list[dict[str, Any]]):
         }
         rules["_closure"] = None
         return types.SimpleNamespace(
-            **starlark("defs.bzl", native=native, json=encoder, select=Select, FINGERPRINTS=HERE, **rules, **TABLE)
+            **loaded("defs.bzl", native=native, json=encoder, select=Select, FINGERPRINTS=HERE, **rules, **TABLE)
         )
 
     return macros
@@ -126,7 +126,7 @@ def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_a
         filegroup=lambda **_: None, platform=lambda **given: targets.append(given), constraint_setting=lambda **_: None
     )
     native.constraint_value = lambda **given: targets.append(given)
-    macros = starlark("platforms.bzl", native=native, **TABLE)
+    macros = loaded("platforms.bzl", native=native, **TABLE)
     macros["accelerator_constraints"](name="constraints")
     constraints = {"//tools/bazel:" + each["name"] for each in targets}
     assert constraints == {f"//tools/bazel:{pool}" for pool in TABLE["pools"]() if pool != "cpu"}
@@ -143,7 +143,7 @@ def test_platforms_have_the_cards_that_are_here_and_one_of_what_they_are_named_a
 
 def test_a_machine_without_cards_offers_none(targets) -> None:
     native = types.SimpleNamespace(filegroup=lambda **_: None, platform=lambda **given: targets.append(given))
-    starlark("platforms.bzl", native=native, **TABLE)["accelerator_platforms"](name="platforms", here={}, default="")
+    loaded("platforms.bzl", native=native, **TABLE)["accelerator_platforms"](name="platforms", here={}, default="")
     assert [each["constraint_values"] for each in targets if each["name"] == "host"] == [[]]
 
 

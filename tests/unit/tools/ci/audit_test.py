@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tools.bazel.starlark import starlark
 from tools.ci.audit import (
     CI,
     WORKFLOWS,
@@ -23,7 +24,7 @@ from tools.ci.audit import (
 )
 from tools.ci.last_run import MATRIX
 from tools.ci.views import SMOKE_SECONDS_MAX
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 NAMES = starlark(Path(TABLE).read_text())
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.tools.devices.machines import amd, intel, nvidia_smi
+from tools.bazel.starlark import starlark
 from tools.devices.detect import PROBES, Device, by_accelerator, default, devices, fingerprint, hint
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 H100 = "GPU-5f1e, NVIDIA H100 80GB HBM3, 81559, 570.86.15"
 KIND = "NVIDIA H100 80GB HBM3, 80 GiB, driver 570.86.15"

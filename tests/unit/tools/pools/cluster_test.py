@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.tools.devices.machines import amd
+from tools.bazel.starlark import starlark
 from tools.devices.check import MARKER, Place, place
 from tools.devices.detect import by_accelerator, devices
 from tools.devices.lease import FOLDER, ON_WORKERS
@@ -32,7 +33,7 @@ from tools.pools.services import (
     write_configurations,
 )
 from tools.pools.store import check, damaged, objects
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 NAMES = starlark(Path(TABLE).read_text())
 POOLS = NAMES["pools"]()

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
+from tools.bazel.starlark import starlark
 from tools.pools import manifests
-from tools.pools.table import REFRESH, TABLE, locks, starlark
+from tools.pools.table import REFRESH, TABLE, locks
 
 NAMES = starlark(Path(TABLE).read_text())
 POOLS = NAMES["pools"]()

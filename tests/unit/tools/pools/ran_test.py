@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tools.bazel.starlark import starlark
 from tools.ci.audit import Target
 from tools.pools.jobs import Ran
 from tools.pools.ran import main, plain, report, sent
 from tools.pools.services import Worker
-from tools.pools.table import TABLE, starlark
+from tools.pools.table import TABLE
 
 NAMES = starlark(Path(TABLE).read_text())
 WORKERS = [Worker("cpu", 2, False), Worker("cpu", 2, False, number=2), Worker("gpu-amd", 1, True)]

@@ -72,9 +72,8 @@ def grown() -> dict[str, Any]:
 
 def loaded(file: str, names: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The macros of a .bzl file, for which this is the table."""
-    scope = {**names, "load": lambda *_, **__: None, "select": lambda choices: {"select": choices}, **more}
-    exec(compile(Path("tools/bazel", file).read_text(), file, "exec"), scope)
-    return scope
+    brought = {**names, "load": lambda *_, **__: None, "select": lambda choices: {"select": choices}, **more}
+    return starlark(Path("tools/bazel", file).read_text(), **brought)
 
 
 def test_a_new_accelerator_is_one_row_for_what_is_checked_in(grown) -> None:

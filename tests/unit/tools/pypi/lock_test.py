@@ -7,7 +7,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tools.pools.table import TABLE, starlark
+from tools.bazel.starlark import starlark
+from tools.pools.table import TABLE
 from tools.pypi.lock import LOCKS, VENDOR, Lock, accelerator_lock, blocks, header, names, resolve, unresolved
 
 ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]*)(\[[\w,-]+\])?==(?P<version>\S+) \\$")
