@@ -52,7 +52,8 @@ def read_data(plan: Plan, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
             num_training=len(training),
             num_validation=len(validation),
             num_tokens=sum(len(example) for example in training),
-            num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in training),
+            # Of prompts nothing is learned: it is what the model says to them.
+            num_weighted_tokens=0 if plan.rl else sum(int(np.count_nonzero(each.weights)) for each in training),
         ),
     )
 
@@ -60,8 +61,7 @@ def read_data(plan: Plan, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
 def described(plan: Plan, data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
     """What became of the files, and the first example as the model will see it: here a wrong template shows."""
     first = data.training[0]
-    # Of prompts nothing is learned: it is what the model says to them.
-    has_weights = plan.rl is None
+    has_weights = data.summary.num_weighted_tokens > 0
     about = f"{first.where}, {len(first)} tokens"
     if has_weights:
         about += f"; learned is what stands between {OPEN} and {CLOSE}"

@@ -205,6 +205,7 @@ def test_plan_shows_what_the_data_come_to_and_the_first_sample(
     write_jsonl(tmp_path / "chat.jsonl", [{"prompt": "1 + 1?", "answer": "2"}])
     assert main(["plan", "grpo", *words]) == 0
     assert capsys.readouterr().out.endswith(
+        "\nexamples    1 to train on (26 tokens, 0 of them learned), 0 to validate on"
         "\nfirst       chat.jsonl:1, 26 tokens:\n            <|begin|><|turn|>user⏎1 + 1?<|end|>⏎<|turn|>assistant⏎\n"
     )
     assert main(["plan", *words]) == errors.SampleError.exit_code
