@@ -54,12 +54,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FEATURES: dict[str, tuple[dict[str, Any], float]] = {
     "an adapter with dropout, noise and a loss in chunks": (
-        {"lora": LoraConfig(rank=4, dropout=0.1), "neftune_alpha": 5.0, "loss_chunk_tokens": 32},
+        {"lora": LoraConfig(rank=4, dropout=0.1), "neftune_alpha": 5.0, "loss_chunk_tokens": 32, **PLACES["single"]},
         RANKS_FP32_RELATIVE,
     ),
-    "bf16": ({"precision": "bf16"}, SMOKE_CURVE_BF16_RELATIVE),
+    "bf16 in shards": ({"precision": "bf16", **PLACES["fsdp"]}, SMOKE_CURVE_BF16_RELATIVE),
 }
-"""What else a run may have, and how near the two runs with it are."""
+"""What else a run may have, and how near the two runs with it are. A smoke cell of the full depth has FSDP in fp32."""
 
 
 def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
@@ -102,15 +102,14 @@ def test_it_is_allowed_here() -> None:
     assert machine().compiles_cpp, "the target is incompatible with machines where it is not"
 
 
-@pytest.mark.parametrize("place", ["single", "fsdp"])
-def test_every_backend_takes_the_steps_of_layers_that_are_not_compiled(
-    directory: Path, plain: list[StepRecord], compilers: Path, place: str
+def test_it_takes_the_steps_of_layers_that_are_not_compiled(
+    directory: Path, plain: list[StepRecord], compilers: Path
 ) -> None:
     """And names weights as they do. The export verifies that what was trained is what is written."""
-    ours = trained(directory, place, compile=True, **PLACES[place])
-    assert len(list(compilers.iterdir())) == PLACES[place]["num_ranks"]
+    ours = trained(directory, "compiled", compile=True, **PLACES["single"])
+    assert len(list(compilers.iterdir())) == 1
     assert_same(ours, plain)
-    assert names_of(directory / place) == names_of(directory / "plain")
+    assert names_of(directory / "compiled") == names_of(directory / "plain")
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -119,7 +118,6 @@ def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compi
 ) -> None:
     """Dropout and noise draw the same places: a compiler has generators of its own, and is kept from them."""
     settings, relative = FEATURES[feature]
-    settings = {**PLACES["single"], **settings}
     plain = trained(directory, f"plain, {feature}", **settings)
     assert not list(compilers.iterdir())
     # Nothing below the first layer is trained with an adapter, so its input needs no gradient and its code is its own.
@@ -127,7 +125,8 @@ def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compi
     with torch._dynamo.config.patch(error_on_recompile="lora" not in settings, recompile_limit=2):
         ours = trained(directory, feature, compile=True, **settings)
     assert_same(ours, plain, relative)
-    assert len(list(compilers.iterdir())) == 1
+    assert len(list(compilers.iterdir())) == settings["num_ranks"]
+    assert names_of(directory / feature) == names_of(directory / f"plain, {feature}")
 
 
 def test_a_run_goes_on_exactly(directory: Path, plain: list[StepRecord]) -> None:

@@ -16,17 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.subsystem.processes import environment, is_running, records_of, tensors_of
+from tests.subsystem.processes import environment, is_running, records_of, tensors_of, typed
 from tests.support.chats import sums, write_jsonl
 from training.checkpoint.manifest import committed
 from training.models.tiny import save_tiny
 
-NUM_STEPS = 40
+NUM_STEPS = 20
 WORDS = ["sft", "--model", "base", "--data", "chat.jsonl", "--device", "cpu", "--num-threads", "1", "--export", "none"]
 WORDS += ["--backend", "fsdp", "--num-steps", str(NUM_STEPS), "--samples-per-step", "4", "--steps-between", "4"]
-HYBRID = ["--shard-ranks", "2"]
-"""A copy of the weights on each machine."""
 RANKS_PER_NODE = 2
+"""Where a machine has more than one."""
+HYBRID = ["--shard-ranks", str(RANKS_PER_NODE)]
+"""A copy of the weights on each machine."""
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
 """torchrun's own. It is free, for the network is new."""
@@ -65,11 +66,11 @@ class Machines:
         self._ip(1, "link", "set", "eth0", "up")
 
     def torchrun(
-        self, node: int, where: Path, *words: str, program: Sequence[str] = ("-m", "training")
+        self, node: int, where: Path, *words: str, ranks: int = 1, program: Sequence[str] = ("-m", "training")
     ) -> "subprocess.Popen[str]":
         """The command as it is typed on a machine, or as a batch system does: see docs/pools.md."""
         rendezvous = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"]
-        started = [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={RANKS_PER_NODE}"]
+        started = [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}"]
         with (where / f"node-{node}.log").open("w") as log:
             return subprocess.Popen(
                 [*self._on(node), *started, *program, *WORDS, *words],
@@ -110,33 +111,23 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def to_the_end(machines: Machines, place: Path, *words: str) -> None:
-    """A run of both machines that nothing happens to."""
-    nodes = [machines.torchrun(node, place, *words) for node in range(2)]
-    said = [node.communicate()[0] for node in nodes]
-    logs = [(place / f"node-{node}.log").read_text() for node in range(2)]
-    assert [node.returncode for node in nodes] == [0, 0], logs
-    assert "ranks       4, fsdp" in said[0]
-    assert said[1] == "", "one rank speaks"
-
-
-def ranks_of(place: Path) -> list[int]:
+def ranks_of(place: Path, num_ranks: int = 2) -> list[int]:
     """The processes of a run that has begun, in the order of ranks."""
     ranks = [each["process"] for each in json.loads((place / "out/run.json").read_text())["ranks"]]
-    assert len(ranks) == 2 * RANKS_PER_NODE
+    assert len(ranks) == num_ranks
     return ranks
 
 
 def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -> float:
     """A run in whose middle a machine is lost; the seconds until all of the other has ended."""
     before = len(committed(place / "out/checkpoints"))
-    nodes = [machines.torchrun(each, place, *words) for each in range(2)]
+    nodes = [machines.torchrun(each, place, *words, ranks=RANKS_PER_NODE) for each in range(2)]
     output = nodes[0].stdout
     assert output is not None
     for line in output:
         if line.startswith("step ") and "loss" in line and len(committed(place / "out/checkpoints")) > before:
             break
-    ranks = ranks_of(place)
+    ranks = ranks_of(place, 2 * RANKS_PER_NODE)
     if cable:
         machines.pull()
     began = time.monotonic()
@@ -155,14 +146,22 @@ def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -
 
 
 def test_a_machine_is_lost_twice_and_the_run_ends_as_if_none_had_been(machines: Machines, place: Path) -> None:
-    """Once without a word, as by a pulled plug; then the one with the rendezvous, whose system closes connections."""
-    to_the_end(machines, place, *HYBRID, "--out", "whole")
+    """Once without a word, as by a pulled plug; then the one with the rendezvous, whose system closes connections.
+
+    The run that nothing happens to is on one machine, with as many ranks: where they are is no matter.
+    """
+    whole = typed(*WORDS, *HYBRID, "--out", "whole", "--ranks", str(2 * RANKS_PER_NODE), where=place)
+    assert whole.returncode == 0, whole.stderr
     patience = ["--collective-seconds-max", str(SECONDS_OF_PATIENCE)]
     words = [*HYBRID, "--out", "out", "--num-kept", "20"]
     assert lose(machines, place, 1, *words, *patience, cable=True) >= SECONDS_OF_PATIENCE - 1
     machines.plug()
     lose(machines, place, 0, *words, "--resume", "must", cable=False)
-    to_the_end(machines, place, *words, "--resume", "must")
+    nodes = [machines.torchrun(node, place, *words, "--resume", "must", ranks=RANKS_PER_NODE) for node in range(2)]
+    said = [node.communicate()[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], (place / "node-0.log").read_text()
+    assert "ranks       4, fsdp" in said[0]
+    assert said[1] == "", "one rank speaks"
     assert records_of(place / "out") == records_of(place / "whole")
     last = f"checkpoints/step-{NUM_STEPS:08d}"
     ours, theirs = (tensors_of(place / out / last) for out in ("out", "whole"))
@@ -197,7 +196,7 @@ from training import run
 from training.cli import main
 
 def faulty(batch, **options):
-    if batch.step == 2 and options["backend"].rank == 3:
+    if batch.step == 2 and options["backend"].rank == 1:
         raise ValueError("boom")
     return train_step(batch, **options)
 

@@ -42,6 +42,11 @@ from training.step import train_step
 EXAMPLES = random_examples(
     [5, 19, 11, 3, 8, 24, 7, 13, 2, 16, 9, 4, 21, 6, 17, 12, 22, 10, 14, 18, 20, 15, 23, 9], seed=3
 )
+SAMPLES_PER_STEP = 12
+TOKENS_PER_RANK_MAX = {1: 60, 2: 50, 3: 38, 4: 30}
+"""By the number of ranks: two microbatches of each rank at each step, and of one alone three or four."""
+TOKENS_BF16_MAX = 30
+"""In bf16 the gradient of each microbatch is rounded, so that they are as small with one rank as with two."""
 NUM_STEPS = 20
 NUM_STEPS_PLANTED = 5
 """A bug shows at once."""
@@ -82,25 +87,36 @@ class Kind:
 
 
 FEATURES = ("lora", "offload", "activation_checkpointing")
+Half = Literal["even", "odd"]
+"""Of the combinations of FEATURES, those of an even or of an odd number of them: in each half are any two of them
+together, one without the other, and both left out."""
+HALVES: tuple[Half, ...] = get_args(Half)
 
 
-def combinations(backend: str, *, offload: bool = True, turned: int = 0, **given: Any) -> list[Kind]:
-    """Every combination of LoRA, offload and activation checkpointing, each architecture with and without each of them.
+def combinations(
+    backend: str, halves: Sequence[Half] = HALVES, *, offload: bool = True, turned: int = 0, **given: Any
+) -> list[Kind]:
+    """Combinations of LoRA, offload and activation checkpointing, each half of them on all architectures.
 
-    For a combination and its opposite are of one architecture.
+    A combination and its opposite are of one architecture, so both halves have each architecture with and without each
+    of the three.
 
     Args:
         backend: which one.
+        halves: the combinations that are wanted.
         offload: False leaves it out, and each of the four other combinations is of two architectures.
         turned: by how many architectures to begin later, so that backends do not have the same ones.
         given: what else is said of each kind.
     """
     architectures = get_args(Architecture)
     kinds = []
-    for number, (lora, other, checkpointing) in enumerate(itertools.product((False, True), repeat=3)):
+    for number, chosen in enumerate(itertools.product((False, True), repeat=len(FEATURES))):
+        lora, other, checkpointing = chosen
         # The opposite of combination n is 7 - n.
         architecture = architectures[(min(number, 7 - number) + turned) % len(architectures)]
-        kinds.append(replace(Kind(backend, 2, 0, architecture, lora, other and offload, checkpointing), **given))
+        if HALVES[sum(chosen) % 2] in halves:
+            kind = Kind(backend, 2, 0, architecture, lora, other and offload, checkpointing)
+            kinds.append(replace(kind, **given))
     return kinds
 
 
@@ -283,7 +299,12 @@ def taken(kind: Kind, backend: Any) -> Iterator[Taken]:
     )
     optimizer = backend.optimizer = backend.wrap_optimizer(model, made)
     batches = Loader(
-        EXAMPLES, samples_per_step=12, tokens_per_rank_max=30, seed=1, rank=backend.rank, num_ranks=backend.num_ranks
+        EXAMPLES,
+        samples_per_step=SAMPLES_PER_STEP,
+        tokens_per_rank_max=TOKENS_BF16_MAX if kind.precision == "bf16" else TOKENS_PER_RANK_MAX[backend.num_ranks],
+        seed=1,
+        rank=backend.rank,
+        num_ranks=backend.num_ranks,
     )
     algorithm = MeanPerRank(backend.num_ranks) if kind.bug == "mean per rank" else Sft()
     for number in range(num_steps(kind)):

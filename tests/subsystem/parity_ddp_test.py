@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.subsystem.parity import EXAMPLES, FEATURES, Kind, Worst, combinations, compared
+from tests.subsystem.parity import EXAMPLES, FEATURES, HALVES, Half, Kind, Worst, combinations, compared
 from tests.support.tolerances import (
+    RANKS_8_BITS_TENSOR_RELATIVE,
     RANKS_BF16_RELATIVE,
     RANKS_COARSE_OPTIMIZER_RELATIVE,
     RANKS_FP32_RELATIVE,
@@ -30,7 +31,11 @@ KINDS = combinations("ddp", offload=False)
 BF16 = Kind("ddp", precision="bf16")
 TINY_EPSILON = Kind("ddp", epsilon=1e-8)
 PLANTED = Kind("ddp", bug="mean per rank")
-COARSE = [Kind("ddp", optimizer="muon"), Kind("ddp", optimizer="adamw_8bit")]
+COARSE = {
+    Kind("ddp", optimizer="muon"): RANKS_COARSE_OPTIMIZER_RELATIVE,
+    Kind("ddp", optimizer="adamw_8bit"): RANKS_8_BITS_TENSOR_RELATIVE,
+}
+"""Optimizers whose arithmetic is coarse, and how near to each other tensors then are."""
 X4 = replace(KINDS[0], num_ranks=4)
 
 
@@ -48,6 +53,15 @@ def test_each_architecture_is_with_and_without_each_feature(offload: bool, turne
         assert met == (set(get_args(Architecture)) if offload or feature != "offload" or not value else set())
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_half_of_the_combinations_has_any_two_features_in_every_way_and_all_architectures(half: Half) -> None:
+    kinds = combinations("fsdp", [half])
+    assert len(kinds) == 4
+    assert {each.architecture for each in kinds} == set(get_args(Architecture))
+    for one, other in itertools.combinations(FEATURES, 2):
+        assert len({(getattr(each, one), getattr(each, other)) for each in kinds}) == 4
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_two_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Worst]) -> None:
     found[kind].check()
@@ -55,7 +69,7 @@ def test_two_ranks_take_the_step_of_one_process(kind: Kind, found: dict[Kind, Wo
 
 @pytest.mark.parametrize("kind", COARSE, ids=str)
 def test_two_ranks_take_the_step_of_one_as_far_as_the_optimizer_is_exact(kind: Kind, found: dict[Kind, Worst]) -> None:
-    found[kind].check(RANKS_COARSE_OPTIMIZER_RELATIVE, weights=RANKS_COARSE_OPTIMIZER_RELATIVE)
+    found[kind].check(RANKS_COARSE_OPTIMIZER_RELATIVE, weights=COARSE[kind])
 
 
 def test_in_bf16_two_ranks_take_the_step_of_one_in_bf16(found: dict[Kind, Worst]) -> None:

@@ -11,7 +11,12 @@ import pytest
 from tests.subsystem.parity import Bug, Kind, Worst, combinations, compared
 from tests.support.tolerances import RANKS_BF16_RELATIVE, RANKS_FP32_RELATIVE, RANKS_TINY_EPSILON_RELATIVE
 
-X2 = [each for stage in (1, 2, 3) for each in combinations("deepspeed", turned=stage, stage=stage)]
+# Stages 1 and 2 are one piece of DeepSpeed's code, and every combination is met by one of them.
+X2 = [
+    *combinations("deepspeed", ["even"], turned=1, stage=1),
+    *combinations("deepspeed", ["odd"], turned=1, stage=2),
+    *combinations("deepspeed", turned=3, stage=3),
+]
 X3 = [replace(X2[0], stage=stage, num_ranks=3) for stage in (2, 3)]
 BF16 = [Kind("deepspeed", stage=stage, precision="bf16") for stage in (2, 3)]
 TINY_EPSILON = Kind("deepspeed", stage=2, epsilon=1e-8)

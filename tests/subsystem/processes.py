@@ -2,15 +2,18 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from training.cli import main
 from training.metrics.records import CheckpointRecord, Record, read_records
 
 
@@ -36,9 +39,73 @@ def environment() -> dict[str, str]:
     }
 
 
+class Started:
+    """A command of the trainer that somebody has typed, in a process that has imported what this one has.
+
+    All but the start of an interpreter is as with `command`: that takes seconds, and a test or two of each file has it.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        where: Path,
+        variables: Mapping[str, str] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Starts it.
+
+        Args:
+            words: after `python -m training`.
+            where: the working directory.
+            variables: of the environment, beside those that are there.
+            before: is called first, in the new process.
+        """
+        import training.recipes  # noqa: F401 - here, for this takes the seconds
+
+        reads, writes = os.pipe()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until it has ended
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_as_typed, args=(words, where, dict(variables or {}), before, writes, self._errors.fileno())
+        )
+        self._process.start()
+        os.close(writes)
+        self.stdout = os.fdopen(reads)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To this process alone."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def ended(self) -> subprocess.CompletedProcess[str]:
+        """Waits for the end, and returns what of the output has not been read yet."""
+        said = self.stdout.read()
+        self.stdout.close()
+        self._process.join()
+        self._errors.seek(0)
+        errors = self._errors.read()
+        self._errors.close()
+        assert self._process.exitcode is not None
+        return subprocess.CompletedProcess((), self._process.exitcode, said, errors)
+
+
+def _as_typed(
+    words: tuple[str, ...], where: Path, variables: dict[str, str], before: Callable[[], None], out: int, errors: int
+) -> None:
+    os.dup2(out, 1)
+    os.dup2(errors, 2)
+    os.close(out)
+    # pytest has put others in their place, and a handler for Ctrl-C of its own.
+    sys.stdout, sys.stderr = (os.fdopen(each, "w", buffering, closefd=False) for each, buffering in ((1, -1), (2, 1)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(where)
+    os.environ.update(variables)
+    before()
+    sys.exit(main(list(words)))
+
+
 def typed(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
     """Types a command in a directory and waits for it."""
-    return subprocess.run(command(*words), cwd=where, env=environment(), capture_output=True, text=True, check=False)
+    return Started(*words, where=where).ended()
 
 
 def is_running(process: int) -> bool:

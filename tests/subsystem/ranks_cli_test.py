@@ -7,19 +7,24 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.subsystem.processes import command, environment, is_running, records_of, typed
+from tests.subsystem.processes import Started, command, environment, is_running, records_of, typed
 from tests.support.chats import sums, write_jsonl
 from tests.support.shared_memory import shared_memory
+from training import run
 from training.checkpoint.manifest import committed
+from training.data.batch import Batch
 from training.errors import EXIT_INTERRUPTED, ConfigError, RankFailed, SampleError
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
+from training.step import train_step
 
 WORDS = ["sft", "--model", "base", "--data", "chat.jsonl", "--out", "out", "--device", "cpu", "--num-threads", "1"]
 
@@ -58,47 +63,37 @@ def test_deepspeed_compiles_nothing_and_says_nothing(place: Path) -> None:
     assert shared_memory() <= shared_before
 
 
-FAULTY = """
-import os, signal, sys, time
-from training import run
-from training.cli import main
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def faulty(batch, **options):
-    if batch.step == 1:
-        if options["backend"].rank != {rank}:
-            time.sleep(300)
-        {fault}
-    return train_step(batch, **options)
 
-train_step, run.train_step = run.train_step, faulty
-sys.exit(main())
-"""
-"""The command with a fault in one rank; the others are where only their parent can end them."""
+def raising() -> None:
+    raise ValueError("boom")
+
+
+def put_in(fault: Callable[[], None], rank: int) -> None:
+    """Into the second step of one rank; the others are where only their parent can end them."""
+
+    def faulty(batch: Batch, **options: Any) -> StepRecord:
+        if batch.step == 1:
+            if options["backend"].rank != rank:
+                time.sleep(300)
+            fault()
+        return train_step(batch, **options)
+
+    run.train_step = faulty  # type: ignore[assignment]  # a step with fewer promises, in a process of its own
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "it was killed by SIGKILL"),
-        ("raise ValueError('boom')", "ValueError: boom"),
-    ],
-    ids=["is killed", "raises"],
+    ("fault", "said"), [(killed, "it was killed by SIGKILL"), (raising, "ValueError: boom")], ids=["killed", "raising"]
 )
 def test_a_rank_that_fails_ends_the_command_and_every_process_of_it(
-    place: Path, rank: int, fault: str, said: str
+    place: Path, rank: int, fault: Callable[[], None], said: str
 ) -> None:
     shared_before = shared_memory()
-    (place / "faulty.py").write_text(FAULTY.format(rank=rank, fault=fault))
     words = [*WORDS, "--ranks", "2", "--num-steps", "2", "--export", "none"]
-    ran = subprocess.run(
-        [sys.executable, "faulty.py", *words],
-        cwd=place,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = Started(*words, where=place, before=partial(put_in, fault, rank)).ended()
     assert ran.returncode == RankFailed.exit_code, ran.stderr
     assert f"error: rank {rank}: {said}; expected every rank to reach the end" in ran.stderr
     ranks = json.loads((place / "out/run.json").read_text())["ranks"]
@@ -110,20 +105,16 @@ def test_a_rank_that_fails_ends_the_command_and_every_process_of_it(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signal_is_agreed_upon_saved_and_gone_on_from(place: Path, number: signal.Signals) -> None:
     words = [*WORDS, "--ranks", "2", "--num-steps", "4000", "--samples-per-step", "2", "--export", "none"]
-    process = subprocess.Popen(
-        command(*words), cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
+    process = Started(*words, where=place)
     said = []
     for line in process.stdout:
         said.append(line)
         # Once: the line that says that step 3 is saved begins like this, too, and a second Ctrl-C stops at once.
         if line.startswith("step 3/") and "loss" in line:
             process.send_signal(number)
-    errors = process.stderr.read()
-    assert process.wait() == EXIT_INTERRUPTED, errors
-    assert errors.count(f"{number.name}: finishing this step, then saving.") == 1
+    ran = process.ended()
+    assert ran.returncode == EXIT_INTERRUPTED, ran.stderr
+    assert ran.stderr.count(f"{number.name}: finishing this step, then saving.") == 1
     (saved,) = committed(place / "out/checkpoints")
     stopped = int(saved.name.removeprefix("step-"))
     assert 3 <= stopped < 4000
@@ -131,40 +122,35 @@ def test_signal_is_agreed_upon_saved_and_gone_on_from(place: Path, number: signa
     assert [record.step for record in records_of(place / "out")] == list(range(1, stopped + 1))
 
 
-def launched(
-    place: Path, *words: str, data: Sequence[str] = ("chat.jsonl", "chat.jsonl")
-) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of two processes with torchrun's variables, as on two machines."""
+@pytest.fixture
+def variables() -> list[dict[str, str]]:
+    """What torchrun sets for each of two ranks, with a port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank, path in enumerate(data):
-        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks.append(
-            subprocess.Popen(
-                command(*words, "--data", path),
-                cwd=place,
-                env=environment() | variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    outputs = [rank.communicate() for rank in ranks]
-    # torch warns of a name server that does not answer, of which it wanted the name of an address to log.
-    return [
-        (rank.returncode, said, re.sub(r"^\[W.* hostname of the client socket cannot be retrieved.*\n", "", errors))
-        for rank, (said, errors) in zip(ranks, outputs, strict=True)
-    ]
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [address | {"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
 
 
-def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path) -> None:
+def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path, variables: list[dict[str, str]]) -> None:
     words = [*WORDS, "--num-steps", "3", "--samples-per-step", "4", "--export", "none"]
-    (code, said, errors), other = launched(place, *words)
-    assert (code, errors) == (0, "")
+    ranks = [
+        subprocess.Popen(
+            command(*words),
+            cwd=place,
+            env=environment() | each,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in variables
+    ]
+    (said, errors), (said_by_other, errors_of_other) = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    # torch warns of a name server that does not answer, of which it wanted the name of an address to log.
+    unanswered = r"^\[W.* hostname of the client socket cannot be retrieved.*\n"
+    assert re.sub(unanswered, "", errors + errors_of_other) == ""
     assert "ranks       2, ddp" in said
-    assert other == (0, "", ""), "one rank speaks"
+    assert said_by_other == "", "one rank speaks"
     of_launcher = records_of(place / "out")
     shutil.rmtree(place / "out")
     ours = typed(*words, "--ranks", "2", where=place)
@@ -175,11 +161,16 @@ def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path) -> None:
     assert not [name for name in os.listdir(place / "out") if name.startswith(".unfinished")]
 
 
-def test_a_rank_that_has_read_other_data_is_named_by_all(place: Path) -> None:
+def test_a_rank_that_has_read_other_data_is_named_by_all(place: Path, variables: list[dict[str, str]]) -> None:
     """As on a machine whose copy of a file is an old one."""
     write_jsonl(place / "old.jsonl", sums(13))
-    for code, _, errors in launched(place, *WORDS, "--num-steps", "3", data=("chat.jsonl", "old.jsonl")):
-        assert code == ConfigError.exit_code
-        assert "error: rank 1 (training examples): " in errors
-        assert "as on rank 0. hint: give every machine the same files" in errors
+    words = [*WORDS, "--num-steps", "3"]
+    ranks = [
+        Started(*words, "--data", data, where=place, variables=each)
+        for data, each in zip(("chat.jsonl", "old.jsonl"), variables, strict=True)
+    ]
+    for ran in [rank.ended() for rank in ranks]:
+        assert ran.returncode == ConfigError.exit_code
+        assert "error: rank 1 (training examples): " in ran.stderr
+        assert "as on rank 0. hint: give every machine the same files" in ran.stderr
     assert not (place / "out/metrics.jsonl").exists()

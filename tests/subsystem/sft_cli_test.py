@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.subsystem.processes import command, environment, records_of, typed
+from tests.subsystem.processes import Started, command, environment, records_of, typed
 from tests.support.chats import TWO_TURNS, WITH_TOOL, sums, write_jsonl
 from training.errors import EXIT_INTERRUPTED, SampleError
 from training.metrics.records import StepRecord
@@ -44,7 +44,8 @@ def logits(model: Any, ids_1T: Tensor) -> Tensor:
 
 
 def test_full_fine_tuning_end_to_end(place: Path) -> None:
-    ran = typed(*WORDS, "--num-epochs", "3", "--learning-rate-peak=1e-2", "--validation-fraction", "0.2", where=place)
+    words = [*WORDS, "--num-epochs", "3", "--learning-rate-peak=1e-2", "--validation-fraction", "0.2"]
+    ran = subprocess.run(command(*words), cwd=place, env=environment(), capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     steps = [record for record in records_of(place / "out") if isinstance(record, StepRecord)]
     assert len(steps) == 3
@@ -93,20 +94,16 @@ def test_signal_saves_and_the_printed_command_goes_on_from_there(
     place: Path, number: signal.Signals, lora: list[str]
 ) -> None:
     words = [*WORDS, "--num-steps", "4000", "--samples-per-step", "2", "--export", "none", "--shape", "constant", *lora]
-    process = subprocess.Popen(
-        command(*words), cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    process = Started(*words, where=place)
     said: list[str] = []
     for line in process.stdout:
         said.append(line)
         # Once: the line that says that step 3 is saved begins like this, too, and a second Ctrl-C stops at once.
         if line.startswith("step 3/") and "loss" in line:
             process.send_signal(number)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    assert process.wait() == EXIT_INTERRUPTED, errors
-    assert f"{number.name}: finishing this step, then saving." in errors
+    ran = process.ended()
+    assert ran.returncode == EXIT_INTERRUPTED, ran.stderr
+    assert f"{number.name}: finishing this step, then saving." in ran.stderr
     stopped = max(record.step for record in records_of(place / "out"))
     assert 3 <= stopped < 4000
     assert f"stopped by {number.name}; {stopped} of 4000 steps are saved. To go on:\n" in "".join(said)

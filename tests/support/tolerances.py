@@ -32,6 +32,11 @@ RANKS_COARSE_OPTIMIZER_RELATIVE = 6e-4
 """The same with Muon, whose products are in bf16, or with moments in 8 bits: a last digit that falls on the other side
 is then 2^-8 of an entry. Seen: 1.8e-4; a mean per rank is off by 1.1e-2 in the weights."""
 
+RANKS_8_BITS_TENSOR_RELATIVE = 3e-3
+"""A tensor's weights with moments in 8 bits. Codes near the largest of a block are 1.4e-2 of it apart, so a moment that
+falls on the other side of one moves a weight by 1.4e-2 of an update, and by 1 / (1 - beta_1) = 10 times that until it
+is forgotten: 1.8e-3 of a tiny model's weights, whose largest are 80 updates. Seen, by processor: 1.8e-4 to 9.7e-4."""
+
 RANKS_BF16_RELATIVE = 4e-3
 """The same with products in bf16, of which 2^-8 is the last digit: each microbatch's gradient of a weight is rounded to
 it. Seen: loss 1.1e-4, norm 2.2e-3, weights 2.1e-3; a mean per rank: norm 2.5e-2, weights 1.2e-2."""
