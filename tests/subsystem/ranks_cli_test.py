@@ -148,7 +148,7 @@ def test_ranks_that_a_launcher_started_train_as_ours_do(place: Path, variables: 
     assert [rank.returncode for rank in ranks] == [0, 0], errors
     # torch warns of a name server that does not answer, of which it wanted the name of an address to log.
     unanswered = r"^\[W.* hostname of the client socket cannot be retrieved.*\n"
-    assert re.sub(unanswered, "", errors + errors_of_other) == ""
+    assert re.sub(unanswered, "", errors + errors_of_other, flags=re.MULTILINE) == ""
     assert "ranks       2, ddp" in said
     assert said_by_other == "", "one rank speaks"
     of_launcher = records_of(place / "out")

@@ -24,6 +24,9 @@ COMPLETE = (0, 3, 4)
 #: What Bazel says of a test that itself got to say something. All else is about the machine or the build.
 TEST_STATUSES = ("PASSED", "FLAKY", "FAILED", "TIMEOUT")
 
+#: How a run ended that somebody stopped, and so what is said of each test that had not come to its end.
+INTERRUPTED = "INTERRUPTED"
+
 #: What a test left beside its report, as a folder or packed.
 UNDECLARED = ("test.outputs", "test.outputs__outputs.zip")
 
@@ -206,9 +209,10 @@ def results_of(events: Iterable[Event]) -> list[Result]:
         result = found.setdefault(label, Result(label))
         result.num_attempts = max(result.num_attempts, attempt)
         _add_shard(result, told)
+    unsaid = INTERRUPTED if build_of(events).ending == INTERRUPTED else "BUILD OR ANALYSIS FAILED"
     for label, result in found.items():
         result.flaky = statuses.get(label) == "FLAKY"
-        _judge(result, statuses.get(label, "BUILD OR ANALYSIS FAILED"), events)
+        _judge(result, statuses.get(label, unsaid), events)
     return [*(found[label] for label in sorted(found)), *_of_bazel(events, any(each.failed for each in found.values()))]
 
 

@@ -104,6 +104,16 @@ def test_a_target_that_was_not_built_is_one_failure(tmp_path: Path) -> None:
     ]
 
 
+def test_a_target_that_somebody_did_not_wait_for_is_said_to_be_interrupted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.configured("//tests/unit:a")
+    run.test("//tests/unit:b", {"test_one": PASS})
+    assert counted(run.write(code=8, name="INTERRUPTED"))[-2:] == [
+        "failed    //tests/unit:a: interrupted, without a failed case",
+        "1 passed, 1 failed",
+    ]
+
+
 def test_a_report_that_is_gone_is_one_failure(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.test("//tests/unit:a", {"test_one": PASS})
