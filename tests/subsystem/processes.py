@@ -60,10 +60,10 @@ class Started:
             variables: of the environment, beside those that are there.
             before: is called first, in the new process.
         """
-        import training.recipes  # noqa: F401 - here, for this takes the seconds
+        import training.recipes  # noqa: F401 - the fork has it then; not above, for some tests start nothing
 
         reads, writes = os.pipe()
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until it has ended
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - ended() closes it, after the process has written to it
         self._process = multiprocessing.get_context("fork").Process(
             target=_as_typed, args=(words, where, dict(variables or {}), before, writes, self._errors.fileno())
         )

@@ -81,7 +81,7 @@ def put_in(fault: Callable[[], None], rank: int) -> None:
             fault()
         return train_step(batch, **options)
 
-    run.train_step = faulty  # type: ignore[assignment]  # a step with fewer promises, in a process of its own
+    run.train_step = faulty  # type: ignore[assignment]  # it takes any options and passes them on, where train_step names its own
 
 
 @pytest.mark.parametrize("rank", [0, 1])
