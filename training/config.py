@@ -168,8 +168,13 @@ class BatchConfig:
     """Lay several samples end to end in one microbatch. false gives each sample a microbatch of its own: the same
     results, slower wherever samples are short."""
 
+    share_prompts: bool | None = None
+    """Compute the prompt that documents of a microbatch have in common once for all of them: the two sides of a pair,
+    the completions of a group. The same results, up to rounding (and to `lora.dropout`, of which a shared prompt has
+    one draw), faster wherever prompts are long. Left out: true for every recipe but sft, if the attention can."""
+
     def __post_init__(self) -> None:
-        """Both are counts of something that must exist."""
+        """Two of them are counts of something that must exist."""
         _at_least("batch.samples_per_step", self.samples_per_step, 1, "a step needs at least one sample")
         _at_least(
             "batch.tokens_per_rank_max",

@@ -120,6 +120,8 @@ class Plan:
     samples_per_step: int
     tokens_per_rank_max: int
     packing: bool
+    share_prompts: bool
+    """A prompt of several documents of a microbatch is computed once."""
 
     schedule: Schedule
     optimizer: OptimizerKind
@@ -218,7 +220,8 @@ class Plan:
             "validation": validation,
             "batch": f"{self.samples_per_step} samples a step, "
             + ("packed into microbatches" if self.packing else "each in a microbatch of its own,")
-            + f" of up to {self.tokens_per_rank_max} tokens",
+            + f" of up to {self.tokens_per_rank_max} tokens"
+            + (", a prompt once for all that it begins" if self.share_prompts else ""),
             "ranks": self._described_ranks(),
             "optimizer": f"{adamw}, epsilon {self.epsilon:g}, weight decay {self.weight_decay:g}; gradients {clip}",
             "rate": shape,
@@ -311,6 +314,7 @@ def plan(config: SftConfig, machine: Machine) -> Plan | Refusal:
         samples_per_step=batch.samples_per_step,
         tokens_per_rank_max=batch.tokens_per_rank_max,
         packing=batch.packing,
+        share_prompts=_can_share_prompts(config) if batch.share_prompts is None else batch.share_prompts,
         schedule=Schedule(
             shape=schedule.shape,
             peak=peak if peak is not None else (2e-4 if config.lora else 2e-5),
@@ -369,6 +373,10 @@ def _refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
         yield Refusal("run.device", run.device, f"a device of this machine: {here}", "auto takes the best one there is")
     yield from _parallel_refusals(config, machine)
     yield from _model_refusals(config, machine)
+    if batch.share_prompts:
+        for got, expected in _why_not_share_prompts(config):
+            hint = "leave one of the two out"
+            yield Refusal("batch.share_prompts", f"true, with {got}", expected, hint)
     yield from _reward_refusals(config)
     yield from _preference_refusals(config)
     yield from _rl_refusals(config)
@@ -445,6 +453,27 @@ def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     yield from _attention_refusals(config, machine)
     if model.compile:
         yield from _compile_refusals(config, machine)
+
+
+def _can_share_prompts(config: SftConfig) -> bool:
+    """Where nobody says so: samples that answer one prompt several times, and nothing in the way."""
+    return config.recipe != "sft" and not any(_why_not_share_prompts(config))
+
+
+def _why_not_share_prompts(config: SftConfig) -> Iterator[tuple[str, str]]:
+    """(got, expected) of each setting under which a prompt cannot be computed once for several documents."""
+    model = config.model
+    if model.attention != "documents":
+        yield f"model.attention {model.attention}", "attention documents, which sees to what each document sees"
+    if not config.batch.packing:
+        yield "batch.packing false", "several documents in a microbatch"
+    if config.data.kind == "text":
+        yield "data.kind text", "samples with a prompt"
+    if model.neftune_alpha:
+        yield (
+            f"model.neftune_alpha {model.neftune_alpha:g}",
+            "the same embeddings for all whose prompt it is, so no noise",
+        )
 
 
 def _attention_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:

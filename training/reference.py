@@ -121,7 +121,13 @@ def _computed(
                 [
                     np.zeros(0, dtype=np.float32),
                     *scores(
-                        examples, scored, model=model, backend=backend, tokens_per_rank_max=tokens, keep=_of_documents
+                        examples,
+                        scored,
+                        model=model,
+                        backend=backend,
+                        tokens_per_rank_max=tokens,
+                        share_prompts=plan.share_prompts,
+                        keep=_of_documents,
                     ),
                 ]
             )

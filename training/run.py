@@ -46,7 +46,7 @@ from training.models.critic import add_critic, remove_critic
 from training.models.forward import logprobs, logprobs_and_values, values
 from training.models.head import chunked_head
 from training.models.liger import use_liger
-from training.models.load import Head, check_documents_stay_apart, load_model
+from training.models.load import Head, check_documents_stay_apart, check_prompts_can_be_shared, load_model
 from training.models.lora import add_adapter
 from training.models.neftune import add_noise
 from training.models.quantize import nf4
@@ -178,6 +178,8 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
     optimizer = backend.wrap_optimizer(trained, made)
     with backend.computing():
         check_documents_stay_apart(trained, plan.model_path)
+        if plan.share_prompts:
+            check_prompts_can_be_shared(trained, plan.model_path)
         head = chunked_head(trained, plan.loss_chunk_tokens, plan.model_path) if plan.loss_chunk_tokens else None
     if plan.compile:
         compile_layers(trained, plan.model_path)
@@ -216,6 +218,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
         rank=backend.rank,
         num_ranks=backend.num_ranks,
         packing=plan.packing,
+        share_prompts=plan.share_prompts,
     )
     num_steps = plan.num_steps or (plan.num_epochs or 1) * batches.steps_per_epoch
     identity = {
@@ -271,6 +274,7 @@ def _trained(plan: Plan, recipe: Recipe, backend: Backend) -> RunSummary:
             num_ranks=backend.num_ranks,
             shuffle=False,
             packing=plan.packing,
+            share_prompts=plan.share_prompts,
         )
         in_order = (as_of(num_steps - 1, held_out.batch(number)) for number in range(held_out.steps_per_epoch))
         return validate(in_order, step=step, model=trained, algorithm=algorithm, backend=backend, logprobs=scored)

@@ -14,7 +14,7 @@ from training.config import SftConfig
 UNPROVEN = "unproven"
 
 ELSEWHERE = {
-    "//tests/unit/training/models:forward_test": ("model.attention=sdpa,eager",),
+    "//tests/unit/training/models:forward_test": ("model.attention=sdpa,eager", "batch.share_prompts"),
     UNPROVEN: ("model.attention=flex,flash",),
     # Its noise is drawn by each rank for itself, so that no curve is shared.
     "//tests/unit/training/models:neftune_test": ("model.neftune_alpha",),

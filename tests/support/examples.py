@@ -24,3 +24,12 @@ def random_examples(lengths: Sequence[int], *, seed: int = 0, vocabulary_size: i
         ids = random.integers(0, vocabulary_size, size=length).astype(np.int32)
         examples.append(Example(ids, weights, f"chat.jsonl:{number}"))
     return examples
+
+
+def answered(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Example]:
+    """The prompt with each of its completions, of which every token counts, by another weight."""
+    examples = []
+    for number, completion in enumerate(completions, start=1):
+        weights = [0.0] * len(prompt) + [number / 2 + at / 4 for at in range(len(completion))]
+        examples.append(example([*prompt, *completion], weights, f"prompts.jsonl:{number}"))
+    return examples

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from training.data.batch import Batch, microbatch
 from training.data.example import Example
-from training.data.pack import pack
+from training.data.sharing import Sizes
 from training.errors import DataError, EmptyWeightsError
 
 OnLongSample = Literal["stop", "skip", "truncate"]
@@ -113,6 +113,7 @@ class Loader:
         num_ranks: int = 1,
         shuffle: bool = True,
         packing: bool = True,
+        share_prompts: bool = False,
     ) -> None:
         """Takes examples that each fit `tokens_per_rank_max`.
 
@@ -125,6 +126,7 @@ class Loader:
             num_ranks: processes that share each batch.
             shuffle: False keeps the order of the file in every epoch, as validation wants it.
             packing: False gives each sample a microbatch of its own.
+            share_prompts: documents of a microbatch that begin with the same prompt have it once.
 
         Raises:
             DataError: there are no examples, or one is longer than `tokens_per_rank_max`.
@@ -143,6 +145,7 @@ class Loader:
         self.num_ranks = num_ranks
         self.shuffle = shuffle
         self.packing = packing
+        self.share_prompts = share_prompts
         self._order_of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -158,20 +161,24 @@ class Loader:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         first = step_of_epoch * self.samples_per_step
         chosen = [self.examples[index] for index in self._order(epoch)[first : first + self.samples_per_step]]
-        lengths = [len(example) for example in chosen]
-        packs = pack(lengths, self.tokens_per_rank_max) if self.packing else [[index] for index in range(len(chosen))]
-        packs = _evened(packs, lengths, self.num_ranks)
+        sizes = Sizes(chosen, share_prompts=self.share_prompts)
+        packs = sizes.packs(self.tokens_per_rank_max) if self.packing else [[index] for index in range(len(chosen))]
+        packs = _evened(packs, sizes, self.num_ranks)
         mine = packs[self.rank :: self.num_ranks]
-        shortest = min(chosen, key=len)
+        shortest = min(range(len(chosen)), key=lambda index: len(chosen[index]))
         return Batch(
             microbatches=tuple(
-                microbatch([chosen[index] for index in members]) if members else microbatch([shortest], weighted=False)
+                microbatch(
+                    [chosen[index] for index in members or [shortest]],
+                    weighted=bool(members),
+                    share_prompts=self.share_prompts,
+                )
                 for members in mine
             ),
             step=step,
             epoch=epoch,
             num_samples=len(chosen),
-            num_tokens=sum(lengths),
+            num_tokens=sum(map(len, chosen)),
             num_weighted_tokens=sum(int(np.count_nonzero(example.weights)) for example in chosen),
             weight_sum=sum(example.weight_sum for example in chosen),
         )
@@ -184,7 +191,7 @@ class Loader:
         return self._order_of_epoch[1]
 
 
-def _evened(packs: list[list[int]], lengths: list[int], num_ranks: int) -> list[list[int]]:
+def _evened(packs: list[list[int]], sizes: Sizes, num_ranks: int) -> list[list[int]]:
     """The packs, fullest first, split or filled up with empty ones until every rank gets as many as the others.
 
     Fullest first, so that packs computed at the same time by different ranks are of about the same length.
@@ -195,13 +202,13 @@ def _evened(packs: list[list[int]], lengths: list[int], num_ranks: int) -> list[
         if not divisible:
             packs.append([])
             continue
-        fullest = max(divisible, key=lambda members: sum(lengths[index] for index in members))
+        fullest = max(divisible, key=sizes.together)
         packs.remove(fullest)
         halves: tuple[list[int], list[int]] = ([], [])
-        for index in sorted(fullest, key=lambda index: -lengths[index]):
-            min(halves, key=lambda half: sum(lengths[i] for i in half)).append(index)
+        for index in sorted(fullest, key=lambda index: -sizes.together([index])):
+            min(halves, key=sizes.together).append(index)
         packs += halves
-    return sorted(packs, key=lambda members: -sum(lengths[index] for index in members))
+    return sorted(packs, key=lambda members: -sizes.together(members))
 
 
 def permutation(num: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

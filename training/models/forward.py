@@ -33,7 +33,7 @@ def logits(model: nn.Module, microbatch: Microbatch, at_K: Tensor | None = None)
             position_ids=microbatch.positions_T[None],
             attention_mask=None,
             use_cache=False,
-            document_starts=DocumentStarts(microbatch.document_starts_D1.tolist()),
+            document_starts=DocumentStarts(microbatch.document_starts_D1.tolist(), microbatch.prompts),
             **({"logits_to_keep": 0 if at_K is None else at_K} if head is None else {}),
         )
     logits_1KV: Tensor = outputs.logits
@@ -94,8 +94,9 @@ def logprobs(
 ) -> Tensor:
     """logprobs_K: log p(x_t | x_<t) of each token t in `next_K`, in float32 whatever the scores are in.
 
-    The shift is here: the scores after position t − 1 are those for token t. Only the positions asked for are scored:
-    chats often learn a third of their tokens, and scores over the vocabulary are the largest tensor of a step.
+    The shift is here: the scores after position t − 1 are those for token t, and those after a prompt are for the first
+    token of each document that shares it. Only the positions asked for are scored: chats often learn a third of their
+    tokens, and scores over the vocabulary are the largest tensor of a step.
 
     Args:
         model: a causal language model, however wrapped.
@@ -106,10 +107,23 @@ def logprobs(
         head: scores are held in chunks; None holds all of them.
     """
     targets_K = microbatch.token_ids_T[next_K]
+    before_K = _before(microbatch, next_K)
     if head is None:
-        return -nn.functional.cross_entropy(logits(model, microbatch, next_K - 1).float(), targets_K, reduction="none")
+        return -nn.functional.cross_entropy(logits(model, microbatch, before_K).float(), targets_K, reduction="none")
     with head.in_place_of_logits(model, targets_K, weights_K):
-        return logits(model, microbatch, next_K - 1)
+        return logits(model, microbatch, before_K)
+
+
+def _before(microbatch: Microbatch, next_K: Tensor) -> Tensor:
+    """before_K: the position of the token that comes before each."""
+    if not microbatch.prompts:
+        return next_K - 1
+    before_T = torch.arange(-1, microbatch.num_tokens - 1)
+    starts = microbatch.document_starts_D1.tolist()
+    for start, (other, length) in zip(starts, microbatch.prompts, strict=False):
+        if length:
+            before_T[start] = starts[other] + length - 1
+    return before_T.to(next_K.device)[next_K]
 
 
 def logprobs_and_values(

@@ -3,9 +3,11 @@
 What other trainers let pass, and what is refused here: weights that the checkpoint lacks (transformers fills them in at
 random and warns), a tokenizer with more tokens than the model has embeddings (an index error deep in the first step, or
 worse on an accelerator), experts whose settings would be ignored, and, once the model is where it is trained, an
-architecture that lets packed documents see each other.
+architecture that lets packed documents see each other, or not the prompt that they share.
 """
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +37,9 @@ checkpoint has none. Laid out as transformers' sequence classifier of one label,
 LEAK_EPSILONS = 8
 """Change of a logit, in machine epsilons of the largest, that still counts as rounding. Experts that see
 fewer tokens round otherwise: by 1.8. A leak shows as millions in fp32, as 170 in bf16."""
+SHARED_RELATIVE = 1e-4
+"""The same where another kernel of attention computes it, of the largest logit, if that is more: in fp32, roundings of
+many layers. A prompt that is not seen moves it by tenths."""
 
 
 class Loaded(NamedTuple):
@@ -161,15 +166,53 @@ def check_documents_stay_apart(model: nn.Module, where: str) -> None:
         )
 
 
-def _logits_of_second(model: nn.Module, first: list[int], where: str) -> torch.Tensor:
-    microbatch = Microbatch(
-        token_ids_T=torch.tensor([*first, 1, 2, 3]),
-        positions_T=torch.tensor([0, 1, 2, 0, 1, 2]),
+def check_prompts_can_be_shared(model: nn.Module, where: str) -> None:
+    """Runs two documents with one prompt, in whole and with the prompt once; the second's logits must be the same.
+
+    Asked as `check_documents_stay_apart` asks, and after it.
+
+    Raises:
+        ModelError: they are not.
+    """
+    apart = _documents_of([0, 1, 2, 3, 0, 1, 4, 5], starts=[0, 4, 8])
+    once = replace(
+        apart,
+        token_ids_T=torch.tensor([0, 1, 2, 3, 4, 5]),
+        positions_T=torch.tensor([0, 1, 2, 3, 2, 3]),
         weights_T=torch.zeros(6),
-        document_starts_D1=torch.tensor([0, 3, 6], dtype=torch.int32),
-    ).to(next(model.parameters()).device)
+        document_starts_D1=torch.tensor([0, 4, 6], dtype=torch.int32),
+        prompts=((0, 0), (0, 2)),
+    )
+    with evaluating(model), torch.no_grad():
+        one, other = (_logits(model, each, where)[-2:] for each in (apart, once))
+    rounding = max(LEAK_EPSILONS * torch.finfo(one.dtype).eps, SHARED_RELATIVE) * one.abs().max()
+    change = (one.float() - other.float()).abs().max()
+    if not change <= rounding:
+        raise ModelError(
+            where,
+            got=f"{type(model).__name__} reads a shared prompt otherwise than one of its own (logits move by "
+            f"{change:.2g})",
+            expected="a model that a token's position and what attention shows it say everything to",
+            hint="add --share-prompts false",
+        )
+
+
+def _logits_of_second(model: nn.Module, first: list[int], where: str) -> torch.Tensor:
+    return _logits(model, _documents_of([*first, 1, 2, 3], starts=[0, 3, 6]), where)[3:]
+
+
+def _documents_of(token_ids: list[int], starts: list[int]) -> Microbatch:
+    return Microbatch(
+        token_ids_T=torch.tensor(token_ids),
+        positions_T=torch.cat([torch.arange(end - start) for start, end in itertools.pairwise(starts)]),
+        weights_T=torch.zeros(len(token_ids)),
+        document_starts_D1=torch.tensor(starts, dtype=torch.int32),
+    )
+
+
+def _logits(model: nn.Module, microbatch: Microbatch, where: str) -> torch.Tensor:
     try:
-        return logits(model, microbatch)[3:]
+        return logits(model, microbatch.to(next(model.parameters()).device))
     except (TypeError, KeyError) as error:
         raise ModelError(
             where,

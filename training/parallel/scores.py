@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.algorithms.algorithm import Logprobs
-from training.data.batch import microbatch
+from training.data.batch import microbatch, unpacked
 from training.data.example import Example
-from training.data.pack import pack
+from training.data.sharing import Sizes
 from training.models.forward import evaluating
 from training.parallel.backend import Backend
 
@@ -28,6 +28,7 @@ def scores(
     model: nn.Module,
     backend: Backend,
     tokens_per_rank_max: int | None,
+    share_prompts: bool,
     keep: Callable[[Example, NDArray[np.float32]], S],
 ) -> list[S]:
     """What is kept of each example, in their order, on every rank; all must call it. Dropout and noise are off.
@@ -41,24 +42,25 @@ def scores(
         model: theirs.
         backend: whose ranks share the work.
         tokens_per_rank_max: tokens of a pack; None runs each example by itself.
+        share_prompts: documents of a pack that begin with the same prompt have it computed once.
         keep: what ranks tell each other, from said_TC: 0 at tokens that do not count.
     """
     packs = [[number] for number in range(len(examples))]
     if tokens_per_rank_max is not None and examples:
-        packs = pack([len(each) for each in examples], tokens_per_rank_max)
+        packs = Sizes(examples, share_prompts=share_prompts).packs(tokens_per_rank_max)
     mine: dict[int, S] = {}
     for first in range(0, len(packs), backend.num_ranks):
         numbers = packs[min(first + backend.rank, len(packs) - 1)]
         members = [examples[number] for number in numbers]
-        here = microbatch(members).to(backend.device)
+        here = microbatch(members, share_prompts=share_prompts).to(backend.device)
         next_K = here.weights_T[1:].nonzero().squeeze(1) + 1
         with evaluating(model), torch.no_grad(), backend.computing():
             said_K = answers(here, next_K, None).float()
         said_KC = said_K if said_K.ndim == 2 else said_K[:, None]
         said_TC = said_KC.new_zeros(here.num_tokens, said_KC.shape[1]).index_copy(0, next_K, said_KC)
-        parts = said_TC.cpu().split_with_sizes([len(each) for each in members])
+        parts = unpacked(here, said_TC.cpu(), members)
         for number, each, part in zip(numbers, members, parts, strict=True):
-            mine[number] = keep(each, part.numpy().copy())
+            mine[number] = keep(each, part.numpy())
     of_all: dict[int, S] = {}
     # Rank 0 last: what two have computed is the same up to rounding, and all must have the same.
     for of_rank in reversed(backend.gather(mine)):

@@ -108,6 +108,7 @@ class Rollouts:
             rank=self.backend.rank,
             num_ranks=self.backend.num_ranks,
             packing=self.plan.packing,
+            share_prompts=self.plan.share_prompts,
         )
         batch = loader.batch(within)
         return replace(batch, step=step, epoch=step // self.steps_per_epoch)
@@ -290,6 +291,7 @@ class Rollouts:
             model=self.model,
             backend=self.backend,
             tokens_per_rank_max=tokens,
+            share_prompts=self.plan.share_prompts,
             keep=lambda example, said_TC: said_TC,
         )
 

@@ -83,8 +83,7 @@ def others(hint: Any, value: Any) -> Iterator[Any]:
     elif get_origin(hint) is tuple:
         yield ("q_proj", "v_proj")
     elif hint is bool:
-        # One that is left to the plan is on where it can be.
-        yield False if value is None else not value
+        yield from (True, False) if value is None else (not value,)
     elif hint is int:
         yield from (7, 11)
     elif hint is float:
@@ -118,8 +117,8 @@ def unused(base: SftConfig, plan_of: Callable[[SftConfig], Plan | Refusal]) -> l
             ]
             assert answers, f"{section}.{field.name} was not changed"
             same = sum(answer == before for answer in answers)
-            # `auto` stands for one of the other choices, so that one choice may come to the same.
-            allowed = 1 if "auto" in get_args(kind) else 0
+            # `auto` stands for one of the other choices, as does a switch that is left open: one may come to the same.
+            allowed = 1 if "auto" in get_args(kind) or (bool in get_args(kind) and value is None) else 0
             found += [f"{section}.{field.name}"] * (same > allowed)
     return found
 
@@ -152,6 +151,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"run": RunConfig("o", device="xpu")},
         "run.device: xpu; expected a device of this machine: cpu, cuda. hint: auto takes the best one there is",
+    ),
+    *(
+        (
+            {"batch": BatchConfig(share_prompts=True)} | changed,
+            f"batch.share_prompts: true, with {got}. hint: leave one of the two out",
+        )
+        for changed, got in (
+            (
+                {"model": ModelConfig("m", attention="sdpa")},
+                "model.attention sdpa; expected attention documents, which sees to what each document sees",
+            ),
+            (
+                {"batch": BatchConfig(share_prompts=True, packing=False)},
+                "batch.packing false; expected several documents in a microbatch",
+            ),
+            ({"data": DataConfig("d", kind="text")}, "data.kind text; expected samples with a prompt"),
+            (
+                {"model": ModelConfig("m", neftune_alpha=5.0)},
+                "model.neftune_alpha 5; expected the same embeddings for all whose prompt it is, so no noise",
+            ),
+        )
     ),
     (
         {"checkpoint": CheckpointConfig(resume="never", elastic=True)},
@@ -619,6 +639,11 @@ def test_what_is_left_open_is_decided_by_the_rest() -> None:
     assert planned(replace(BASE, checkpoint=CheckpointConfig(export="none"))).exports == ()
     assert not planned(BASE).asynchronous, "there is nothing to go on with"
     assert planned(replace(BASE, checkpoint=CheckpointConfig(steps_between=5))).asynchronous
+    assert not planned(BASE).share_prompts
+    assert planned(DPO).share_prompts
+    assert planned(replace(BASE, batch=BatchConfig(share_prompts=True))).share_prompts
+    assert not planned(replace(DPO, batch=BatchConfig(share_prompts=False))).share_prompts
+    assert not planned(replace(DPO, model=ModelConfig("m", attention="sdpa"))).share_prompts
     assert planned(BASE).device == "cuda"
     assert planned(BASE, Machine(num_threads=4)).device == "cpu"
     assert planned(BASE, Machine(num_threads=3)).num_threads == 3

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from training.errors import ModelError
+from training.models import attention
 from training.models.attention import DocumentStarts, documents_attention
 
 STARTS = [0, 1, 8, 20]
@@ -22,6 +23,13 @@ def projections(num_tokens: int, *, num_groups: int = 2) -> tuple[Tensor, Tensor
     return query, key, value
 
 
+def without(tensor: Tensor, *left_out: slice) -> Tensor:
+    kept = torch.ones(tensor.shape[2], dtype=torch.bool)
+    for each in left_out:
+        kept[each] = False
+    return tensor[:, :, kept]
+
+
 def by_definition(query: Tensor, key: Tensor, value: Tensor, starts: list[int], window: int | None) -> Tensor:
     """softmax(q k / sqrt(D) + mask) v with the mask written out: same document, not later, not before the window."""
     position = torch.arange(starts[-1])
@@ -34,6 +42,13 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, starts: list[int], 
     return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
+@pytest.fixture(params=[4, 256])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of several blocks, and of one."""
+    monkeypatch.setattr(attention, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("window", [None, 1, 3, 12, 100])
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
 def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_groups: int) -> None:
@@ -51,6 +66,39 @@ def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_
         strict=True,
     ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_a_document_sees_the_prompt_that_it_shares_as_if_it_had_it(window: int | None, num_groups: int) -> None:
+    """Documents of 7, 13 and 5 tokens; the last two begin with the first four of the first, which they leave out."""
+    shared, again, once_more = slice(0, 4), slice(7, 11), slice(20, 24)
+    tensors = projections(25, num_groups=num_groups)
+    with torch.no_grad():
+        for each in tensors:
+            each[:, :, again] = each[:, :, once_more] = each[:, :, shared]
+    expected = by_definition(*tensors, [0, 7, 20, 25], window)
+    got, _ = documents_attention(
+        nn.Identity(),
+        *(without(each, again, once_more) for each in tensors),
+        None,
+        document_starts=DocumentStarts([0, 7, 16, 17], [(0, 0), (0, 4), (0, 4)]),
+        sliding_window=window,
+    )
+    kept = without(expected.transpose(1, 2), again, once_more).transpose(1, 2)
+    torch.testing.assert_close(got, kept, atol=1e-6, rtol=1e-5)
+    # Of what a prompt says in whole, each document has a part of the gradient.
+    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    for one, other in zip(
+        torch.autograd.grad((got * direction).sum(), tensors),
+        torch.autograd.grad((kept * direction).sum(), tensors),
+        strict=True,
+    ):
+        of_all = other[:, :, shared] + other[:, :, again] + other[:, :, once_more]
+        torch.testing.assert_close(one[:, :, shared], of_all, atol=1e-5, rtol=1e-5)
+        rest = (without(each, shared, again, once_more) for each in (one, other))
+        torch.testing.assert_close(*rest, atol=1e-5, rtol=1e-5)
 
 
 def test_the_scale_of_the_caller_is_used() -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from tests.support.examples import random_examples
+from tests.support.examples import answered, random_examples
 from tests.support.tolerances import GRADIENT_FP32, LEAK, LOGPROB_FP32
-from training.data.batch import microbatch
+from training.data.batch import microbatch, unpacked
 from training.data.example import Example
+from training.models import forward
 from training.models.forward import logits, value_head, values
+from training.models.head import chunked_head
 from training.models.load import Attention
 from training.models.tiny import Architecture, tiny_model
 
@@ -135,3 +137,33 @@ def test_values_are_what_a_sequence_classifier_says_of_each_document_alone(archi
     assert got.std() > 100 * LOGPROB_FP32
     torch.testing.assert_close(got, alone, atol=LOGPROB_FP32, rtol=0)
     torch.testing.assert_close(everywhere[pack.document_starts_D1[1:] - 1], alone, atol=LOGPROB_FP32, rtol=0)
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 4])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_a_prompt_that_is_computed_once_changes_neither_log_probabilities_nor_gradients(
+    architecture: Architecture, chunk_tokens: int | None
+) -> None:
+    """Two groups whose prompts begin alike, one between the other's completions, and a document with neither."""
+    first, second = answered([1, 2, 3, 4, 5], [[6, 7], [8], [6, 9, 10]]), answered([1, 2, 3, 11], [[6], [7, 8]])
+    examples = [first[0], second[0], EXAMPLES[0], first[1], second[1], first[2]]
+
+    def said(share_prompts: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        model = tiny_model(architecture)
+        pack = microbatch(examples, share_prompts=share_prompts)
+        assert pack.num_tokens == sum(map(len, examples)) - (2 * 5 + 4 if share_prompts else 0)
+        next_K = pack.weights_T[1:].nonzero().squeeze(1) + 1
+        head = chunked_head(model, chunk_tokens, "tiny") if chunk_tokens else None
+        logprobs_K = forward.logprobs(model, pack, next_K, pack.weights_T[next_K], head=head)
+        (logprobs_K @ pack.weights_T[next_K]).backward()
+        logprobs_T1 = torch.zeros(pack.num_tokens, 1).index_copy(0, next_K, logprobs_K.detach()[:, None])
+        gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        return unpacked(pack, logprobs_T1, examples), gradients
+
+    (alone, gradients), (shared, gradients_shared) = said(share_prompts=False), said(share_prompts=True)
+    for one, other, each in zip(alone, shared, examples, strict=True):
+        assert one.shape == other.shape == (len(each), 1)
+        torch.testing.assert_close(other, one, atol=LOGPROB_FP32, rtol=0)
+    assert gradients_shared.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (gradients_shared[name] - gradient).abs().max() <= GRADIENT_FP32 * gradient.abs().max(), name

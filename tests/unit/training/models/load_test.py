@@ -1,5 +1,6 @@
 """A model loads with the tokenizer that belongs to it, or the message says what is missing and what to do."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import get_args
@@ -13,8 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.support.examples import random_examples
 from training.data.batch import microbatch
 from training.errors import ModelError
+from training.models.attention import DocumentStarts
 from training.models.forward import logits
-from training.models.load import check_documents_stay_apart, load_model, load_tokenizer
+from training.models.load import (
+    check_documents_stay_apart,
+    check_prompts_can_be_shared,
+    load_model,
+    load_tokenizer,
+)
 from training.models.quantize import nf4
 from training.models.tiny import Architecture, save_tiny, tiny_model, tiny_tokenizer
 
@@ -195,3 +202,27 @@ def test_the_check_turns_red_when_a_mask_of_ones_is_planted() -> None:
     model.forward = with_mask
     with pytest.raises(ModelError, match="lets a packed document see the one before it"):
         check_documents_stay_apart(model, "tiny")
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_every_architecture_of_ours_reads_a_shared_prompt_as_its_own(architecture: Architecture) -> None:
+    check_prompts_can_be_shared(tiny_model(architecture), architecture)
+
+
+@pytest.mark.parametrize("lost", ["positions", "prompts"])
+def test_a_model_that_reads_a_shared_prompt_otherwise_is_refused(lost: str) -> None:
+    """The planted bugs: positions that begin anew at each document, and an attention that is not told of prompts."""
+    model = tiny_model()
+    honest = model.forward
+
+    def forgetful(**inputs: object) -> object:
+        starts = inputs["document_starts"]
+        assert isinstance(starts, DocumentStarts)
+        if lost == "prompts":
+            return honest(**inputs | {"document_starts": DocumentStarts(starts.positions)})
+        each = [torch.arange(end - start) for start, end in itertools.pairwise(starts.positions)]
+        return honest(**inputs | {"position_ids": torch.cat(each)[None]})
+
+    model.forward = forgetful
+    with pytest.raises(ModelError, match=r"reads a shared prompt otherwise .* add --share-prompts false"):
+        check_prompts_can_be_shared(model, "tiny")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.alone import logprobs_alone
-from tests.support.examples import random_examples
+from tests.support.examples import answered, random_examples
 from tests.support.tolerances import LOGPROB_FP32
 from training.config import LoraConfig
 from training.models.forward import logprobs
@@ -18,27 +18,30 @@ from training.models.tiny import tiny_model
 from training.parallel.scores import scores
 from training.parallel.single import Single
 
-EXAMPLES = random_examples([5, 19, 2, 11, 3, 8], seed=3)
+EXAMPLES = [*random_examples([5, 19, 2, 11, 3, 8], seed=3), *answered([5, 4, 3, 2], [[1], [2, 3, 4], [5, 6]])]
 
 
-def said_of(model: Any, answers: Any, tokens: int | None) -> list[Any]:
+def said_of(model: Any, answers: Any, tokens: int | None, *, share_prompts: bool = False) -> list[Any]:
     return scores(
         EXAMPLES,
         answers,
         model=model,
         backend=Single("cpu", "fp32"),
         tokens_per_rank_max=tokens,
+        share_prompts=share_prompts,
         keep=lambda example, said_TC: (example.where, said_TC),
     )
 
 
-@pytest.mark.parametrize("tokens", [None, 20, 100])
-def test_each_token_that_counts_has_what_the_model_says_of_its_document_alone(tokens: int | None) -> None:
+@pytest.mark.parametrize(("tokens", "share_prompts"), [(None, False), (20, False), (20, True), (100, True)])
+def test_each_token_that_counts_has_what_the_model_says_of_its_document_alone(
+    tokens: int | None, share_prompts: bool
+) -> None:
     """A model that drops a half of what its adapter says, in training."""
     model = add_adapter(tiny_model(), LoraConfig(dropout=0.5))
     torch.nn.init.ones_(next(each for name, each in model.named_parameters() if "lora_B" in name))
     model.train()
-    found = said_of(model, partial(logprobs, model), tokens)
+    found = said_of(model, partial(logprobs, model), tokens, share_prompts=share_prompts)
     assert model.training
     assert [where for where, _ in found] == [each.where for each in EXAMPLES]
     model.eval()
