@@ -467,7 +467,7 @@ def _why_not_share_prompts(config: SftConfig) -> Iterator[tuple[str, str]]:
         yield f"model.attention {model.attention}", "attention documents, which sees to what each document sees"
     if not config.batch.packing:
         yield "batch.packing false", "several documents in a microbatch"
-    if config.data.kind == "text":
+    if config.recipe == "sft" and config.data.kind == "text":
         yield "data.kind text", "samples with a prompt"
     if model.neftune_alpha:
         yield (

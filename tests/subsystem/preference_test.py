@@ -120,6 +120,16 @@ def test_every_backend_takes_the_steps_of_one_process(tmp_path: Path, lora: Lora
             assert (values - reference[each]).abs().max() <= 10 * LOGPROB_FP32
 
 
+def test_a_prompt_that_both_sides_share_is_computed_once_and_changes_nothing(tmp_path: Path) -> None:
+    """No prompt of these is twice in a step, so that what is shared is shared within pairs."""
+    shared = planned(tmp_path)
+    assert shared.share_prompts
+    apart = replace(shared, out=f"{shared.out} apart", share_prompts=False)
+    for one, other in zip(trained(apart), trained(shared), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE)
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5)
+
+
 def steps(records: list[Record]) -> list[StepRecord]:
     return [each for each in records if isinstance(each, StepRecord)]
 

@@ -166,6 +166,22 @@ def test_the_records_say_what_a_rollout_came_to(alone: Plan) -> None:
     assert len({each["where"] for each in said}) == 5, "in two rollouts of four prompts every prompt is asked"
 
 
+def check_same_steps(ours: Plan, theirs: Plan) -> None:
+    """Up to the order in which the terms of a sum are added."""
+    assert [each["completion"] for each in completions(ours)] == [each["completion"] for each in completions(theirs)]
+    for got, expected in zip(steps(ours), steps(theirs), strict=True):
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, rel=20 * RANKS_FP32_RELATIVE, abs=2e-6), name
+
+
+def test_a_prompt_that_a_group_shares_is_computed_once_and_changes_nothing(folder: Path, alone: Plan) -> None:
+    assert alone.share_prompts
+    apart = planned(folder, "apart", share_prompts=False)
+    train(apart)
+    check_same_steps(alone, apart)
+
+
 def test_the_first_step_is_on_policy_and_the_reference_is_where_it_began(alone: Plan) -> None:
     first, *later = steps(alone)
     assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -281,12 +297,7 @@ def test_several_ranks_take_the_steps_of_one(
     alone = alone_with_critic if ppo else alone
     together = planned(folder, f"{place} {ppo}", ppo=ppo, **PLACES[place])
     train(together)
-    expected, got = steps(alone), steps(together)
-    assert [each["completion"] for each in completions(together)] == [each["completion"] for each in completions(alone)]
-    for ours, theirs in zip(got, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=20 * RANKS_FP32_RELATIVE, abs=2e-6), name
+    check_same_steps(together, alone)
     if place in ("fsdp x2", "zero 3 x2"):
         for record in records_of(Path(together.out)):
             assert isinstance(record, StepRecord)
