@@ -171,7 +171,7 @@ class BatchConfig:
     share_prompts: bool | None = None
     """Compute the prompt that documents of a microbatch have in common once for all of them: the two sides of a pair,
     the completions of a group. The same results, up to rounding (and to `lora.dropout`, of which a shared prompt has
-    one draw), faster wherever prompts are long. Left out: true for every recipe but sft, if the attention can."""
+    one draw), faster wherever prompts are long. Left out: true for every recipe but sft, where it can be."""
 
     def __post_init__(self) -> None:
         """Two of them are counts of something that must exist."""

@@ -112,7 +112,7 @@ def microbatch(examples: Sequence[Example], *, weighted: bool = True, share_prom
     weights = np.concatenate([example.weights for example in examples])
     columns = {name: np.concatenate([each.columns[name] for each in examples]) for name in examples[0].columns}
     prompts = shared_prompts(token_ids, weights, starts) if share_prompts else []
-    if any(length for _, length in prompts):
+    if prompts:
         kept = np.ones(len(token_ids), dtype=bool)
         for start, (_, length) in zip(starts, prompts, strict=False):
             kept[start : start + length] = False

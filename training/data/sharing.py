@@ -2,9 +2,9 @@
 
     prompt completion₁ | prompt completion₂ | prompt completion₃   →   prompt completion₁ | completion₂ | completion₃
 
-Eight completions of a group, or the two sides of a pair, mostly are prompt: a step on them is as much shorter. A
-document that leaves its prompt out sees that of the first document which has it, and its own tokens, at the positions
-that they would have had; the losses and their gradients are the same up to rounding. (For pairs: arXiv 2410.20305.)
+The completions of a group and the two sides of a pair repeat their prompt, and a step that does not is that much
+shorter. A document that leaves its prompt out sees that of the first document which has it, and its own tokens, at the
+positions that they would have had: losses and gradients are the same up to rounding. (For pairs: arXiv 2410.20305.)
 
 A document's prompt is what stands before the first of its tokens that counts, so what is shared never has a loss of
 its own, and which documents share follows from their tokens alone.
@@ -24,19 +24,11 @@ class Sizes:
 
     def __init__(self, examples: Sequence[Example], *, share_prompts: bool) -> None:
         """Looks at each example once."""
-        self._documents_of = [
-            list(
-                zip(
-                    _prompts(example.token_ids, example.weights, starts)
-                    if share_prompts
-                    else [b""] * (len(starts) - 1),
-                    np.diff(starts).tolist(),
-                    strict=True,
-                )
-            )
-            for example in examples
-            for starts in [np.append(example.document_starts, len(example))]
-        ]
+        self._documents_of: list[list[tuple[bytes, int]]] = []
+        for each in examples:
+            starts = np.append(each.document_starts, len(each))
+            prompts = _prompts(each.token_ids, each.weights, starts) if share_prompts else [b""] * (len(starts) - 1)
+            self._documents_of.append(list(zip(prompts, np.diff(starts).tolist(), strict=True)))
 
     def together(self, members: Iterable[int]) -> int:
         """Tokens of the examples with these numbers in one pack."""
@@ -72,6 +64,8 @@ class Sizes:
 def shared_prompts(token_ids: TokenIds, weights: Weights, starts: NDArray[np.integer]) -> list[tuple[int, int]]:
     """Of each document, an earlier one that begins with its prompt, and the tokens of that; (0, 0) where none does.
 
+    Empty where none of them does.
+
     Args:
         token_ids: of the documents end to end, int32 [T], prompts and all.
         weights: float32 [T].
@@ -82,7 +76,7 @@ def shared_prompts(token_ids: TokenIds, weights: Weights, starts: NDArray[np.int
     for document, prompt in enumerate(_prompts(token_ids, weights, starts)):
         owner = first.setdefault(prompt, document)
         shared.append((owner, _length(prompt)) if prompt and owner != document else (0, 0))
-    return shared
+    return shared if any(length for _, length in shared) else []
 
 
 def _prompts(token_ids: TokenIds, weights: Weights, starts: NDArray[np.integer]) -> list[bytes]:

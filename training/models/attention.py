@@ -25,6 +25,8 @@ DOCUMENTS = "documents"
 
 BLOCK = 256
 """Queries that are computed together where a mask has to say what each sees."""
+Block = tuple[slice, slice, Tensor | None]
+"""Some queries of a document, the keys that one of them sees, and which of them sees which; None: all before it."""
 
 NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "indices")
 """Arguments by which some architectures change the scores; ignoring one would train another model."""
@@ -45,6 +47,15 @@ class DocumentStarts:
         """
         self.positions = positions
         self.prompts = prompts or [(0, 0)] * (len(positions) - 1)
+        self._blocks: dict[tuple[int, int | None], list[Block]] = {}
+
+    def blocks(self, document: int, sliding_window: int | None, device: torch.device) -> list[Block]:
+        """How a document's queries are computed; found for the first layer that asks, and the same for all of them."""
+        key = document, sliding_window
+        if key not in self._blocks:
+            num_tokens = self.positions[document + 1] - self.positions[document]
+            self._blocks[key] = list(_blocks(num_tokens, self.prompts[document][1], sliding_window, device))
+        return self._blocks[key]
 
 
 def documents_attention(
@@ -95,11 +106,12 @@ def documents_attention(
     lengths = [end - start for start, end in itertools.pairwise(document_starts.positions)]
     queries, keys, values = (tensor.split_with_sizes(lengths, dim=2) for tensor in (query_1HTD, key_1GTD, value_1GTD))
     pieces = []
-    for query, key, value, (other, num_before) in zip(queries, keys, values, document_starts.prompts, strict=True):
+    for document, (query, key, value) in enumerate(zip(queries, keys, values, strict=True)):
+        other, num_before = document_starts.prompts[document]
         if num_before:
             key = torch.cat([keys[other][:, :, :num_before], key], dim=2)
             value = torch.cat([values[other][:, :, :num_before], value], dim=2)
-        for at, seen, mask in _blocks(query, num_before, sliding_window):
+        for at, seen, mask in document_starts.blocks(document, sliding_window, query.device):
             pieces.append(
                 nn.functional.scaled_dot_product_attention(
                     query[:, :, at],
@@ -115,21 +127,20 @@ def documents_attention(
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _blocks(query: Tensor, num_before: int, sliding_window: int | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """A document's queries in blocks: which, the keys that one of them sees, and which sees which.
+def _blocks(num_tokens: int, num_before: int, sliding_window: int | None, device: torch.device) -> Iterator[Block]:
+    """A document's queries in blocks.
 
     Where causal attention says it all, that is one block without a mask. Else a block has a mask, and no keys that none
     of it sees, so that what is computed in vain is half a block wide however long the document.
     """
-    num_tokens = query.shape[2]
     if num_before == 0 and (sliding_window is None or num_tokens <= sliding_window):
         yield slice(None), slice(None), None
         return
     for first in range(0, num_tokens, BLOCK):
         last = min(first + BLOCK, num_tokens)
         oldest = 0 if sliding_window is None else max(0, num_before + first + 1 - sliding_window)
-        mine = torch.arange(num_before + first, num_before + last, device=query.device)[:, None]
-        theirs = torch.arange(oldest, num_before + last, device=query.device)
+        mine = torch.arange(num_before + first, num_before + last, device=device)[:, None]
+        theirs = torch.arange(oldest, num_before + last, device=device)
         mask = theirs <= mine
         if sliding_window is not None:
             mask &= theirs > mine - sliding_window
