@@ -13,16 +13,18 @@ import pytest
 import torch._dynamo.callback
 import torch._inductor.compile_fx  # so that forked processes need not spend seconds on it
 import torch._inductor.config
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import training.parallel.fsdp  # noqa: F401 - so that forked ranks need not spend seconds on it
 from tests.subsystem.processes import forked, records_of, tensors_of
 from tests.subsystem.ranks import NUM_STEPS, check_resumes_exactly, planned
 from tests.support.examples import random_examples
 from tests.support.tolerances import RANKS_FP32_RELATIVE, SMOKE_CURVE_BF16_RELATIVE
+from training import run
 from training.config import LoraConfig
-from training.data.batch import microbatch
+from training.data.batch import Batch, microbatch
 from training.errors import ModelError
 from training.metrics.records import StepRecord
 from training.models.compile import compile_layers
@@ -30,6 +32,7 @@ from training.models.forward import logits
 from training.models.tiny import tiny_model
 from training.parallel.single import machine
 from training.recipes import train
+from training.step import train_step
 
 # Layers meet packs of other lengths with other numbers of documents at every step of these runs.
 torch._dynamo.config.error_on_recompile = True
@@ -77,13 +80,37 @@ def plain(directory: Path) -> list[StepRecord]:
 @pytest.fixture
 def compilers(tmp_path: Path) -> Iterator[Path]:
     """A directory with a file for each process in which something is compiled."""
+    directory = tmp_path / "compilers"
+    directory.mkdir()
 
     def note(_: object) -> None:
-        (tmp_path / str(os.getpid())).touch()
+        (directory / str(os.getpid())).touch()
 
     torch._dynamo.callback.callback_handler.register_start_callback(note)
-    yield tmp_path
+    yield directory
     torch._dynamo.callback.callback_handler.remove_start_callback(note)
+
+
+@pytest.fixture
+def as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once a step has run any layer as it is written: alike layers are compiled once for all."""
+    seen = tmp_path / "as written"
+    steps: list[int] = []
+    written = LlamaMLP.forward
+
+    def step(batch: Batch, **options: Any) -> StepRecord:
+        steps.append(batch.step)
+        return train_step(batch, **options)
+
+    def forward(layer: LlamaMLP, x: Tensor) -> Tensor:
+        # What comes before the first step and after the last is meant to be as written.
+        if not torch.compiler.is_compiling() and 0 < len(steps) < NUM_STEPS:
+            seen.touch()
+        return written(layer, x)
+
+    monkeypatch.setattr(run, "train_step", step)
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    return seen
 
 
 def assert_same(ours: list[StepRecord], plain: list[StepRecord], relative: float = RANKS_FP32_RELATIVE) -> None:
@@ -103,29 +130,32 @@ def test_it_is_allowed_here() -> None:
 
 
 def test_it_takes_the_steps_of_layers_that_are_not_compiled(
-    directory: Path, plain: list[StepRecord], compilers: Path
+    directory: Path, plain: list[StepRecord], compilers: Path, as_written: Path
 ) -> None:
     """And names weights as they do. The export verifies that what was trained is what is written."""
     ours = trained(directory, "compiled", compile=True, **PLACES["single"])
     assert len(list(compilers.iterdir())) == 1
+    assert not as_written.exists()
     assert_same(ours, plain)
     assert names_of(directory / "compiled") == names_of(directory / "plain")
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compiled(
-    directory: Path, compilers: Path, feature: str
+    directory: Path, compilers: Path, as_written: Path, feature: str
 ) -> None:
     """Dropout and noise draw the same places: a compiler has generators of its own, and is kept from them."""
     settings, relative = FEATURES[feature]
     plain = trained(directory, f"plain, {feature}", **settings)
     assert not list(compilers.iterdir())
+    as_written.unlink()
     # Nothing below the first layer is trained with an adapter, so its input needs no gradient and its code is its own.
     # That is two kinds of layer: to compile for a third raises.
     with torch._dynamo.config.patch(error_on_recompile="lora" not in settings, recompile_limit=2):
         ours = trained(directory, feature, compile=True, **settings)
     assert_same(ours, plain, relative)
     assert len(list(compilers.iterdir())) == settings["num_ranks"]
+    assert not as_written.exists()
     assert names_of(directory / feature) == names_of(directory / f"plain, {feature}")
 
 
