@@ -142,7 +142,8 @@ def _claims(cell: Cell, judged: Judged, ends: Ends) -> Iterator[Claim]:
         says = f"{name} reaches what the task promises."
         yield Claim(f"least_{name}", says, judged.after[name] >= least, judged.after[name], least, "")
     for name, least in cell.least_gain.items():
-        gain = judged.after[name] - judged.before[name]
+        # Shares of a hundred problems: 0.24 less 0.19 is 0.04999….
+        gain = round(judged.after[name] - judged.before[name], 9)
         says = f"{name} has risen by what the task promises."
         yield Claim(f"gain_{name}", says, gain >= least, gain, least, f"from {judged.before[name]:.4f}")
 
