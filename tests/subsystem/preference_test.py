@@ -115,19 +115,25 @@ def test_every_backend_takes_the_steps_of_one_process(tmp_path: Path, lora: Lora
             assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE), name
             if isinstance(one, StepRecord) and isinstance(other, StepRecord):
                 assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=10 * RANKS_FP32_RELATIVE), name
-                assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5), name
+                assert told(other) == pytest.approx(told(one), rel=1e-4, abs=1e-5), name
         for each, values in load_file(Path(elsewhere.out) / "reference.safetensors").items():
             assert (values - reference[each]).abs().max() <= 10 * LOGPROB_FP32
 
 
 def test_a_prompt_that_both_sides_share_is_computed_once_and_changes_nothing(tmp_path: Path) -> None:
-    """No prompt of these is twice in a step, so that what is shared is shared within pairs."""
+    """Each prompt is that of one pair alone, so that what is shared is shared within pairs."""
     shared = planned(tmp_path)
     assert shared.share_prompts
     apart = replace(shared, out=f"{shared.out} apart", share_prompts=False)
     for one, other in zip(trained(apart), trained(shared), strict=True):
         assert other.loss == pytest.approx(one.loss, rel=10 * RANKS_FP32_RELATIVE)
-        assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5)
+        assert told(other) == pytest.approx(told(one), rel=1e-4, abs=1e-5)
+
+
+def told(record: Record) -> dict[str, float]:
+    """Its metrics; of a first step without which margins are above 0, for there all of them are roundings of 0."""
+    assert isinstance(record, StepRecord | ValidationRecord)
+    return {name: value for name, value in record.metrics.items() if (name, record.step) != ("reward_accuracy", 1)}
 
 
 def steps(records: list[Record]) -> list[StepRecord]:
