@@ -37,8 +37,10 @@ from training.config import (
     ScheduleConfig,
 )
 from training.data.prompts import render_reply
-from training.errors import ConfigError, EngineError, RewardError, SampleError
+from training.errors import ConfigError, EngineError, ModelError, RewardError, SampleError
 from training.metrics.records import StepRecord
+from training.models import forward
+from training.models.attention import DocumentStarts
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
 from training.plan import Machine, Plan, plan
@@ -180,6 +182,16 @@ def test_a_prompt_that_a_group_shares_is_computed_once_and_changes_nothing(folde
     apart = planned(folder, "apart", share_prompts=False)
     train(apart)
     check_same_steps(alone, apart)
+
+
+def test_a_model_that_does_not_see_a_shared_prompt_ends_the_run_before_its_first_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "DocumentStarts", lambda positions, prompts: DocumentStarts(positions))
+    blind = planned(folder, "blind")
+    with pytest.raises(ModelError, match="--share-prompts false"):
+        train(blind)
+    assert not (Path(blind.out) / "completions.jsonl").exists()
 
 
 def test_the_first_step_is_on_policy_and_the_reference_is_where_it_began(alone: Plan) -> None:

@@ -101,6 +101,16 @@ def test_a_document_sees_the_prompt_that_it_shares_as_if_it_had_it(window: int |
         torch.testing.assert_close(*rest, atol=1e-5, rtol=1e-5)
 
 
+def test_layers_with_and_without_a_window_may_be_asked_in_one_call() -> None:
+    """What is found out for the first layer is kept for the others, but not for those that see something else."""
+    tensors, starts = projections(STARTS[-1]), DocumentStarts(STARTS)
+    for window in (3, None, 3, 5):
+        got, _ = documents_attention(
+            nn.Identity(), *tensors, None, document_starts=starts, sliding_window=window, is_causal=None
+        )
+        torch.testing.assert_close(got, by_definition(*tensors, STARTS, window), atol=1e-6, rtol=1e-5)
+
+
 def test_the_scale_of_the_caller_is_used() -> None:
     query, key, value = projections(6)
     got, _ = documents_attention(
