@@ -174,7 +174,7 @@ class BatchConfig:
     one draw), faster wherever prompts are long. Left out: true for every recipe but sft, where it can be."""
 
     def __post_init__(self) -> None:
-        """Two of them are counts of something that must exist."""
+        """Counts are of something that must exist."""
         _at_least("batch.samples_per_step", self.samples_per_step, 1, "a step needs at least one sample")
         _at_least(
             "batch.tokens_per_rank_max",

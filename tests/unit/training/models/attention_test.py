@@ -42,6 +42,12 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, starts: list[int], 
     return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
+def gradients(output: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of a sum in which each number of the output has a weight of its own."""
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad((output * direction).sum(), tensors)
+
+
 @pytest.fixture(params=[4, 256])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents of several blocks, and of one."""
@@ -59,12 +65,7 @@ def test_equals_dense_attention_with_a_written_out_mask(window: int | None, num_
     expected = by_definition(*tensors, STARTS, window)
     assert weights is None
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
-    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
-    for one, other in zip(
-        torch.autograd.grad((got * direction).sum(), tensors),
-        torch.autograd.grad((expected * direction).sum(), tensors),
-        strict=True,
-    ):
+    for one, other in zip(gradients(got, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -89,12 +90,7 @@ def test_a_document_sees_the_prompt_that_it_shares_as_if_it_had_it(window: int |
     kept = without(expected.transpose(1, 2), again, once_more).transpose(1, 2)
     torch.testing.assert_close(got, kept, atol=1e-6, rtol=1e-5)
     # Of what a prompt says in whole, each document has a part of the gradient.
-    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
-    for one, other in zip(
-        torch.autograd.grad((got * direction).sum(), tensors),
-        torch.autograd.grad((kept * direction).sum(), tensors),
-        strict=True,
-    ):
+    for one, other in zip(gradients(got, tensors), gradients(kept, tensors), strict=True):
         of_all = other[:, :, shared] + other[:, :, again] + other[:, :, once_more]
         torch.testing.assert_close(one[:, :, shared], of_all, atol=1e-5, rtol=1e-5)
         rest = (without(each, shared, again, once_more) for each in (one, other))
