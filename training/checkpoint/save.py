@@ -13,6 +13,7 @@ After the commit nothing is written any more, so a disk that is full fails a sav
 Old checkpoints go last and in one rename each, so a half-deleted one never looks like a whole one.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -72,7 +73,8 @@ def save(
         on_boundary: told the name of each boundary before it is crossed.
 
     Raises:
-        CheckpointError: some rank cannot write the directory; earlier checkpoints are as they were. All ranks raise.
+        CheckpointError: some rank cannot write the directory, or it is there; earlier checkpoints are as they were. All
+            ranks raise.
     """
     final = checkpoints / name_of(step)
     unfinished = checkpoints / f"{UNFINISHED}{final.name}"
@@ -80,6 +82,9 @@ def save(
 
     def begin() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
+        # Not left to the rename that commits: there are file systems that let it replace a directory with files in it.
+        if final.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         on_boundary("clear leftovers")
         clear_leftovers(checkpoints)
         on_boundary("make directory")
