@@ -4,13 +4,13 @@ load("@plumbline_host//:cards.bzl", "FINGERPRINTS")
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
 load("//tools/bazel:accelerators.bzl", "ACCELERATORS", "accelerator_error", "cards_error", "pool_of", "pools", "route_error", "tag_error", "tier_of")
 load("//tools/bazel:closure.bzl", _closure = "closure")
+load("//tools/bazel:program_test.bzl", _program_test = "program_test")
 
 closure = _closure
 
 _RUNNER = "//tools/bazel:pytest_runner.py"
 _RUNNER_DEPS = ["//tools/bazel:runner", "@pypi//pytest"]
 
-# The runner looks at the cards before it collects a test that asks for some.
 _CARD_DEPS = ["//tools/devices"]
 
 # What an interpreter reads before its first line runs, for a test and for the processes that it starts.
@@ -37,6 +37,56 @@ def _hidden():
 def _refuse(name, problem):
     if problem:
         fail("\n{}:{}: {}".format("//" + native.package_name(), name, problem))
+
+def _with_runner(deps, cards):
+    """Dependencies and those of the runner, which looks at the cards before it collects a test that asks for some."""
+    return deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if cards else []) if dep not in deps]
+
+def _asked(accelerator, cards, cpus, env, requires, route, tags):
+    """The attributes of a test that say what it asks for: where it goes, what it finds there, how people pick it."""
+    row = ACCELERATORS[accelerator]
+    pool = pool_of(accelerator, cards)
+    return {
+        "env": _PYTHON_ENV | {
+            "PLUMBLINE_ACCELERATOR": accelerator,
+            "PLUMBLINE_CPUS": str(cpus),
+        } | ({
+            "PLUMBLINE_CARDS": str(cards),
+            "PLUMBLINE_CARD_GIB": str(row.memory_gib),
+            # In the key of a result, so that a pass on one model of card or driver is not shown for another.
+            "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
+            "PLUMBLINE_POOL": pool,
+            "PLUMBLINE_TORCH": row.torch,
+            "PLUMBLINE_VISIBLE": row.visible,
+        } if row.cards else {}) | ({"PLUMBLINE_ROUTE": route} if route else {}) | env | (_hidden() if not row.cards else {}),
+        # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
+        "exec_properties": {"test.Pool": route or pool} if route or row.cards else {},
+        # A report on a skipped target says why from its tags: Bazel's own event names the target and no constraint.
+        "tags": tags + [tier_of(native.package_name()), accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + (["multi-gpu"] if row.cards and cards > 1 else []) + (["route:" + route] if route else []) + [
+            "needs:" + each.split("//")[0].removeprefix("@plumbline_")
+            for each in requires
+        ],
+        "target_compatible_with": requires + (["//tools/bazel:" + pool] if row.cards else []),
+    }
+
+def _program(name, srcs, data, deps, cards):
+    """The runner with test files, as a program for `program_test`; returns what such a test says of it."""
+    _py_binary(
+        name = name,
+        testonly = True,
+        srcs = srcs + [_RUNNER],
+        data = data,
+        imports = _root(),
+        main = _RUNNER,
+        tags = ["cpu", "manual"],
+        deps = _with_runner(deps, cards),
+    )
+    return {
+        "args": ["{}/{}".format(native.package_name(), src) for src in srcs],
+        "program": ":" + name,
+        "size": "large",
+        "visibility": ["//tests:__subpackages__"],
+    }
 
 # Of the full depth on the cpu: a part is some hundreds of cells, at most a night for a machine of two cores.
 _PARTS = 8
@@ -96,39 +146,17 @@ def py_test(name, srcs, accelerators = ["cpu"], cards = 1, cpus = 1, data = [], 
     _refuse(name, None if srcs else "srcs: empty. hint: name the test files")
     _refuse(name, None if tier else "no tier for a test in this package. hint: move it below //tests/<tier>, or //tools/lint")
     for accelerator in accelerators:
-        row = ACCELERATORS[accelerator]
-        pool = pool_of(accelerator, cards)
         _py_test(
             name = name if accelerator == "cpu" else "{}.{}".format(name, accelerator),
             size = size,
             srcs = srcs + [_RUNNER],
             args = ["$(rootpath {})".format(src) for src in srcs],
             data = data,
-            env = _PYTHON_ENV | {
-                "PLUMBLINE_ACCELERATOR": accelerator,
-                "PLUMBLINE_CPUS": str(cpus),
-            } | ({
-                "PLUMBLINE_CARDS": str(cards),
-                "PLUMBLINE_CARD_GIB": str(row.memory_gib),
-                # In the key of a result, so that a pass on one model of card or driver is not shown for another.
-                "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
-                "PLUMBLINE_POOL": pool,
-                "PLUMBLINE_TORCH": row.torch,
-                "PLUMBLINE_VISIBLE": row.visible,
-            } if row.cards else {}) | ({"PLUMBLINE_ROUTE": route} if route else {}) | env | (_hidden() if not row.cards else {}),
-            # `test.` keeps it to the test itself. The cpu's pool is what --config=remote gives to all else.
-            exec_properties = {"test.Pool": route or pool} if route or row.cards else {},
             imports = _root(),
             main = _RUNNER,
-            # A report on a skipped target says why from its tags: Bazel's own event names the target and no constraint.
-            tags = tags + [tier, accelerator] + (["cpu:{}".format(cpus)] if cpus > 1 else []) + (["multi-gpu"] if row.cards and cards > 1 else []) + (["route:" + route] if route else []) + [
-                "needs:" + each.split("//")[0].removeprefix("@plumbline_")
-                for each in requires
-            ],
-            target_compatible_with = requires + (["//tools/bazel:" + pool] if row.cards else []),
             visibility = visibility + ["//tests:__subpackages__"],
-            deps = deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if route or row.cards else []) if dep not in deps],
-            **kwargs
+            deps = _with_runner(deps, route or ACCELERATORS[accelerator].cards),
+            **(kwargs | _asked(accelerator, cards, cpus, env, requires, route, tags))
         )
 
 def bug(name, does, file, guard, original, planted, test, raises = []):
@@ -184,11 +212,11 @@ def planted_bugs(name, bugs):
     native.test_suite(name = name)
 
 def smoke_cells(name, srcs, cells, also = [], data = [], deps = [], requires = {}):
-    """One py_test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.
+    """One test for each cell of the smoke matrix, named `<name>.<cell>`, and one suite of all for each accelerator.
 
-    Cells that block changes are in `...`. The others are manual, and run with the suite: `full` has every cell of the
-    cpu, `full.<accelerator>` those of another. `full.1` to `full.8` have an eighth of the cpu's each, so that as many
-    machines can share a night.
+    All run one program, `<name>.program`, or `<name>.program.cards` if they ask for cards. Cells that block changes are
+    in `...`. The others are manual, and run with the suite: `full` has every cell of the cpu, `full.<accelerator>` those
+    of another. `full.1` to `full.8` have an eighth of the cpu's each, so that as many machines can share a night.
 
     Args:
         name: first part of every name.
@@ -200,25 +228,30 @@ def smoke_cells(name, srcs, cells, also = [], data = [], deps = [], requires = {
         requires: for a feature, more constraint values that must hold for cells with it, as of py_test.
     """
     suites = {}
+    programs = {}
     for accelerators, depth, names in cells:
         _refuse(name, None if depth in ("blocking", "full") else "depth {}: expected blocking or full".format(repr(depth)))
         for accelerator in accelerators:
             suffix = "" if accelerator == "cpu" else "." + accelerator
+            kind = ".program" if accelerator == "cpu" else ".program.cards"
+            if kind not in programs:
+                programs[kind] = _program(name + kind, srcs, data, deps, cards = bool(suffix))
             for cell in names.strip().split("\n"):
-                cards = int(cell.rpartition("_x")[2])
-                py_test(
-                    name = "{}.{}".format(name, cell),
-                    size = "large",
-                    srcs = srcs,
-                    accelerators = [accelerator],
-                    cards = cards if suffix else 1,
-                    # Two ranks wait for each other about half of the time.
-                    cpus = 2 if cards > 2 else 1,
-                    data = data,
-                    env = {"PLUMBLINE_CELL": cell + suffix},
-                    requires = [each for feature, needs in requires.items() if "_{}_".format(feature) in cell for each in needs],
-                    tags = ["manual"] if depth == "full" else [],
-                    deps = deps,
+                ranks = int(cell.rpartition("_x")[2])
+                cards = ranks if suffix else 1
+                _refuse(cell, accelerator_error([accelerator]) or cards_error([accelerator], cards))
+                _program_test(
+                    name = "{}.{}{}".format(name, cell, suffix),
+                    **(programs[kind] | _asked(
+                        accelerator,
+                        cards,
+                        # Two ranks wait for each other about half of the time.
+                        2 if ranks > 2 else 1,
+                        {"PLUMBLINE_CELL": cell + suffix},
+                        [each for feature, needs in requires.items() if "_{}_".format(feature) in cell for each in needs],
+                        "",
+                        ["manual"] if depth == "full" else [],
+                    ))
                 )
                 suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))
     if also:
@@ -246,17 +279,12 @@ def smoke_routes(name, srcs, cells, data = [], deps = []):
     """
     _refuse(name, None if cells else "cells: empty. hint: name a pair of the cpu's")
     tests = []
+    program = _program(name + ".program", srcs, data, deps, cards = True)
     for pool, each in pools().items():
         for cell in cells if each.cards else []:
-            py_test(
+            _program_test(
                 name = "{}.{}.{}".format(name, pool, cell),
-                size = "large",
-                srcs = srcs,
-                data = data,
-                env = {"PLUMBLINE_CELL": cell},
-                route = pool,
-                tags = ["manual", "material"],
-                deps = deps,
+                **(program | _asked("cpu", 1, 1, {"PLUMBLINE_CELL": cell}, [], pool, ["manual", "material"]))
             )
             tests.append(":{}.{}.{}".format(name, pool, cell))
     native.test_suite(name = name, tags = ["manual"], tests = tests)

@@ -57,7 +57,8 @@ def macros(targets: list[dict[str, Any]]):
         )
         encoder = types.SimpleNamespace(encode=lambda value: json.dumps(value, default=vars))
         rules = {
-            name: lambda **attributes: targets.append(attributes) for name in ("_py_binary", "_py_library", "_py_test")
+            name: lambda **attributes: targets.append(attributes)
+            for name in ("_program_test", "_py_binary", "_py_library", "_py_test")
         }
         rules["_closure"] = None
         return types.SimpleNamespace(
@@ -277,12 +278,21 @@ CELLS = [
 ]
 
 
+def of_programs(targets) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Programs, and the tests that run one of them, by their names."""
+    named = {target["name"]: target for target in targets if "name" in target}
+    programs = {name: target for name, target in named.items() if "main" in target}
+    tests = {name: target for name, target in named.items() if name not in programs}
+    assert {target["program"].removeprefix(":") for target in tests.values()} == programs.keys()
+    return programs, tests
+
+
 def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerator(macros, targets) -> None:
     needs = {"lora": ["@plumbline_cpp//:available"], "sft": ["@other//:x"]}
     macros("tests/smoke").smoke_cells(
         name="smoke", srcs=["cell_test.py"], cells=CELLS, deps=[":runner"], requires=needs
     )
-    tests = {target["name"]: target for target in targets if "name" in target}
+    programs, tests = of_programs(targets)
     assert list(tests) == [
         "smoke.sft_ddp_x1",
         "smoke.sft_lora_fsdp_x4",
@@ -293,7 +303,12 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
     assert tests["smoke.sft_lora_fsdp_x4"]["target_compatible_with"] == ["@plumbline_cpp//:available"]
     assert tests["smoke.sft_ddp_x1"]["target_compatible_with"] == []
     assert tests["smoke.sft_lora_fsdp_x4"]["env"]["PLUMBLINE_CELL"] == "sft_lora_fsdp_x4"
+    assert tests["smoke.sft_ddp_x1"]["program"] == ":smoke.program"
     nvidia = tests["smoke.sft_fsdp_x4.gpu-nvidia"]
+    assert nvidia["program"] == ":smoke.program.cards"
+    assert "//tools/devices" in programs["smoke.program.cards"]["deps"]
+    assert programs["smoke.program"]["deps"] == [":runner", "//tools/bazel:runner", "@pypi//pytest"]
+    assert {(*test["args"],) for test in tests.values()} == {("tests/smoke/cell_test.py",)}
     assert nvidia["tags"] == ["manual", "smoke", "gpu-nvidia", "cpu:2", "multi-gpu"]
     assert nvidia["env"]["PLUMBLINE_CELL"] == "sft_fsdp_x4.gpu-nvidia"
     assert nvidia["target_compatible_with"] == ["//tools/bazel:gpu-nvidia-x4"]
@@ -311,7 +326,9 @@ def test_each_smoke_cell_is_a_test_of_its_own_and_in_the_suite_of_its_accelerato
 def test_a_pair_of_cells_of_the_cpu_goes_to_each_pool_of_cards_and_to_no_other(macros, targets) -> None:
     pair = ["sft_single_x1", "sft_lora_ddp_x2"]
     macros("tests/smoke").smoke_routes(name="routes", srcs=["cell_test.py"], cells=pair, deps=[":runner"])
-    *tests, suite = targets
+    suite = targets[-1]
+    programs, named = of_programs(targets)
+    tests = [*named.values()]
     pools = [pool for pool, each in TABLE["pools"]().items() if each.cards]
     assert [each["name"] for each in tests] == [f"routes.{pool}.{cell}" for pool in pools for cell in pair]
     assert suite["suite"] == {"name": "routes", "tags": ["manual"], "tests": [f":{each['name']}" for each in tests]}
@@ -326,7 +343,7 @@ def test_a_pair_of_cells_of_the_cpu_goes_to_each_pool_of_cards_and_to_no_other(m
             "PLUMBLINE_ROUTE": pool,
         }
         assert test["target_compatible_with"] == [], "the cpu's wheels are there on every platform"
-        assert "//tools/devices" in test["deps"]
+    assert ["//tools/devices" in program["deps"] for program in programs.values()] == [True]
     with pytest.raises(LoadFailure, match="cells: empty"):
         macros("tests/smoke").smoke_routes(name="routes", srcs=["cell_test.py"], cells=[])
 
