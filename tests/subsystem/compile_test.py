@@ -72,11 +72,6 @@ def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
     return [each for each in records_of(Path(made.out)) if isinstance(each, StepRecord)]
 
 
-@pytest.fixture(scope="module")
-def plain(directory: Path) -> list[StepRecord]:
-    return trained(directory, "plain", **PLACES["single"])
-
-
 @pytest.fixture
 def compilers(tmp_path: Path) -> Iterator[Path]:
     """A directory with a file for each process in which something is compiled."""
@@ -129,17 +124,6 @@ def test_it_is_allowed_here() -> None:
     assert machine().compiles_cpp, "the target is incompatible with machines where it is not"
 
 
-def test_it_takes_the_steps_of_layers_that_are_not_compiled(
-    directory: Path, plain: list[StepRecord], compilers: Path, as_written: Path
-) -> None:
-    """And names weights as they do. The export verifies that what was trained is what is written."""
-    ours = trained(directory, "compiled", compile=True, **PLACES["single"])
-    assert len(list(compilers.iterdir())) == 1
-    assert not as_written.exists()
-    assert_same(ours, plain)
-    assert names_of(directory / "compiled") == names_of(directory / "plain")
-
-
 @pytest.mark.parametrize("feature", FEATURES)
 def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compiled(
     directory: Path, compilers: Path, as_written: Path, feature: str
@@ -159,11 +143,22 @@ def test_with_whatever_else_a_run_has_it_is_the_run_of_layers_that_are_not_compi
     assert names_of(directory / feature) == names_of(directory / f"plain, {feature}")
 
 
-def test_a_run_goes_on_exactly(directory: Path, plain: list[StepRecord]) -> None:
-    """In other processes, which compile, or find, everything again. It is also the run that is not compiled."""
-    check_resumes_exactly(directory, compile=True, **PLACES["ddp"], **TRAINING_ALONE)
+def test_it_takes_the_steps_of_layers_that_are_not_compiled_and_goes_on_exactly(
+    directory: Path, compilers: Path, as_written: Path
+) -> None:
+    """In other processes, which compile, or find, everything again. Weights have the names that they have without.
+
+    The export verifies that what was trained is what is written.
+    """
+    plain = trained(directory, "plain", **PLACES["single"])
+    assert not list(compilers.iterdir())
+    as_written.unlink()
+    check_resumes_exactly(directory, compile=True, exports=("model",), **PLACES["ddp"], **TRAINING_ALONE)
     ours = [each for each in records_of(directory / "out") if isinstance(each, StepRecord)]
+    assert len(list(compilers.iterdir())) == 4, "two ranks, twice"
+    assert not as_written.exists()
     assert_same(ours, plain)
+    assert names_of(directory / "out") == names_of(directory / "plain")
 
 
 def test_a_pack_as_long_as_a_layer_is_wide_is_like_any_other() -> None:

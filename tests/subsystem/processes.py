@@ -51,6 +51,7 @@ class Started:
         where: Path,
         variables: Mapping[str, str] | None = None,
         before: Callable[[], None] = lambda: None,
+        program: Callable[[list[str]], int] = main,
     ) -> None:
         """Starts it.
 
@@ -59,13 +60,14 @@ class Started:
             where: the working directory.
             variables: of the environment, beside those that are there.
             before: is called first, in the new process.
+            program: what was typed; the trainer's own if none is given.
         """
         import training.recipes  # noqa: F401 - the fork has it then; not above, for some tests start nothing
 
         reads, writes = os.pipe()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - ended() closes it, after the process has written to it
         self._process = multiprocessing.get_context("fork").Process(
-            target=_as_typed, args=(words, where, dict(variables or {}), before, writes, self._errors.fileno())
+            target=_as_typed, args=(program, words, where, dict(variables or {}), before, writes, self._errors.fileno())
         )
         self._process.start()
         os.close(writes)
@@ -89,7 +91,13 @@ class Started:
 
 
 def _as_typed(
-    words: tuple[str, ...], where: Path, variables: dict[str, str], before: Callable[[], None], out: int, errors: int
+    program: Callable[[list[str]], int],
+    words: tuple[str, ...],
+    where: Path,
+    variables: dict[str, str],
+    before: Callable[[], None],
+    out: int,
+    errors: int,
 ) -> None:
     os.dup2(out, 1)
     os.dup2(errors, 2)
@@ -100,7 +108,7 @@ def _as_typed(
     os.chdir(where)
     os.environ.update(variables)
     before()
-    sys.exit(main(list(words)))
+    sys.exit(program(list(words)))
 
 
 def typed(*words: str, where: Path) -> subprocess.CompletedProcess[str]:

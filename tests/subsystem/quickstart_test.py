@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.subsystem.processes import environment
+from tests.subsystem.processes import Started, environment
 from training.errors import EXIT_INTERRUPTED
 from training.metrics.records import StepRecord, ValidationRecord, read_records
+from training.quickstart.command import main
 
 OUT = "plumbline-quickstart"
 
 
-def started(*words: str, where: Path) -> subprocess.Popen[str]:
-    """The program in a process of its own, with a short time to train."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "training.quickstart.from_scratch", *words],
-        cwd=where,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+FROM_SCRATCH = partial(main, target="//training:quickstart_from_scratch", chat=None, drawing=lambda: None)
+"""The program, as `training.quickstart.from_scratch` calls it."""
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where somebody has run it for the first time, and what it said."""
     where = tmp_path_factory.mktemp("newcomer")
-    process = started("--seconds", "1", where=where)
-    said, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return where, said
+    typed = [sys.executable, "-m", "training.quickstart.from_scratch", "--seconds", "1"]
+    done = subprocess.run(typed, cwd=where, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return where, done.stdout
 
 
 def test_a_newcomer_gets_a_model_its_metrics_and_a_report(first: tuple[Path, str]) -> None:
@@ -82,9 +76,9 @@ def test_a_newcomer_gets_a_model_its_metrics_and_a_report(first: tuple[Path, str
     assert not torch.equal(reloaded(input_ids=ids).logits, base(input_ids=ids).logits)
 
 
-def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:
+def interrupted(*words: str, where: Path, at: str) -> list[str]:
     """Sends Ctrl-C at the first line that matches, and returns all lines, once the program has ended as it should."""
-    assert process.stdout is not None
+    process = Started(*words, where=where, program=FROM_SCRATCH)
     said: list[str] = []
     sent = False
     for line in process.stdout:
@@ -92,7 +86,8 @@ def interrupted(process: subprocess.Popen[str], *, at: str) -> list[str]:
         if not sent and re.match(at, line):
             process.send_signal(signal.SIGINT)
             sent = True
-    assert process.wait() == EXIT_INTERRUPTED, "".join(said)
+    done = process.ended()
+    assert done.returncode == EXIT_INTERRUPTED, "".join(said) + done.stderr
     return said
 
 
@@ -101,14 +96,14 @@ def test_a_second_run_loses_nothing_and_goes_on_after_ctrl_c(first: tuple[Path, 
     where, _ = first
     words = ("--seconds", "20")
     before = {path: path.stat().st_mtime_ns for path in (where / OUT).rglob("*")}
-    said = interrupted(started(*words, where=where), at=r"step [1-9]\d*/\d+  loss")
+    said = interrupted(*words, where=where, at=r"step [1-9]\d*/\d+  loss")
     kept = f"{OUT} (finished from-scratch, seed 0, 1 s)"
     assert f"{kept}: left as it is. This run goes to {OUT}-2." in "".join(said)
     assert "The same command goes on from there:\n" in said
     assert said[-1] == f"  python -m training.quickstart {' '.join(words)}\n"
     assert not json.loads((where / f"{OUT}-2" / "quickstart.json").read_text())["is_finished"]
 
-    said = interrupted(started(*words, where=where), at="start ")
+    said = interrupted(*words, where=where, at="start ")
     assert f"{OUT}-2 holds this run, unfinished: going on where it stopped." in "".join(said)
     assert any(re.match(r"start +after step-\d{8}", line) for line in said)
     assert not any(line.startswith(("before ", "speed ")) for line in said), "what was done is not done again"

@@ -115,6 +115,15 @@ def test_arguments_arrive_as_they_were_typed(checkout) -> None:
     assert done.stdout == "bazel: test --test_filter=a b *\n"
 
 
+def test_what_would_keep_wheels_from_being_built_does_not_reach_bazel(checkout) -> None:
+    """A Python program that Bazel runs has PYTHONSAFEPATH, as `//tools/bench:build`, which calls Bazel again."""
+    named = checkout.parent / "named"
+    named.write_text('#!/bin/sh\necho "${PYTHONSAFEPATH-} ${PYTHONPATH-} ${PYTHONHOME-} $KEPT"\n')
+    named.chmod(0o755)
+    theirs = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "/theirs", "PYTHONHOME": "/theirs"}
+    assert run(checkout, "info", BAZEL=str(named), KEPT="kept", **theirs).stdout == "   kept\n"
+
+
 def test_it_works_from_any_folder(checkout) -> None:
     program(checkout.parent / "bin" / "bazel", "bazel 7.7.1")
     done = subprocess.run(
