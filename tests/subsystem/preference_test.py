@@ -229,7 +229,14 @@ def test_labels_are_learned(tmp_path: Path) -> None:
         assert after.loss == pytest.approx(before.loss, rel=10 * RANKS_FP32_RELATIVE)
 
 
-def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhere(tmp_path: Path) -> None:
+def cannot_share(model: object, where: str) -> None:
+    """What is asked of a model that reads a shared prompt otherwise than its own."""
+    raise ModelError(where, got="other logits", expected="the same", hint="none")
+
+
+def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chosen is the right sum; what it says of held-out pairs is in the records, and of anything in its export."""
     decided = planned(tmp_path, validation_fraction=0.25, checkpoint_steps_between=2, num_kept=9, exports=("model",))
     alone = replace(decided, recipe="reward", preference=None, reference=None, has_value_head=True, num_steps=12)
@@ -259,15 +266,29 @@ def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhe
     model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
     # In packs of which none holds all.
     judge = RewardModel(str(exported), tokens_per_call=64)
-    packs: list[Any] = []
-    judge._loaded.model.register_forward_pre_hook(lambda module, given: packs.append(module))
+    packs: list[int] = []
+    judge._loaded.model.register_forward_pre_hook(
+        lambda module, given, named: packs.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    assert judge._shares_prompts
+    packs.clear()
     answered = [Answered(each["prompt"], each[side], {}, "") for side in ("chosen", "rejected") for each in pairs(8)]
     said = [each.total for each in score([Reward("judge", judge, 1.0)], answered, stops_at_error=True)]
     assert 1 < len(packs) < len(answered)
+    # Prompts are two thirds of these tokens, and one stands once for both sides of a pair, where both fit in a pack.
+    lengths: list[int] = []
     for each, got in zip(answered, said, strict=True):
         messages = [{"role": "user", "content": each.prompt}, {"role": "assistant", "content": each.completion}]
         ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
         assert got == pytest.approx(model(input_ids=ids).logits.item(), abs=LOGPROB_FP32)
+        lengths.append(ids.numel())
+    assert sum(packs) < 0.8 * sum(lengths)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.rollout.judge.check_prompts_can_be_shared", cannot_share)
+        other = RewardModel(str(exported), tokens_per_call=64)
+        each_its_own = [one.total for one in score([Reward("judge", other, 1.0)], answered, stops_at_error=True)]
+    assert not other._shares_prompts
+    assert each_its_own == pytest.approx(said, abs=LOGPROB_FP32)
     assert sum(one > other for one, other in zip(said[:8], said[8:], strict=True)) >= 7
     turns = [
         {"role": "assistant", "content": "3"},
