@@ -24,8 +24,8 @@ REASONING_GRPO = Cell(
     recipe="grpo",
     settings=(
         *_REAL,
-        *("--samples-per-step", "64", "--sequences-per-call", "64", "--completion-tokens-max", "16"),
-        *("--learning-rate-peak", "2e-4", "--num-steps", "40"),
+        *("--samples-per-step", "128", "--sequences-per-call", "64", "--completion-tokens-max", "16"),
+        *("--learning-rate-peak", "1e-4", "--num-steps", "60"),
     ),
     seeds=_SEEDS,
     # The model as it comes answers none of them, and so would never be rewarded.
