@@ -229,8 +229,8 @@ def test_labels_are_learned(tmp_path: Path) -> None:
         assert after.loss == pytest.approx(before.loss, rel=10 * RANKS_FP32_RELATIVE)
 
 
-def cannot_share(model: object, where: str) -> None:
-    """What is asked of a model that reads a shared prompt otherwise than its own."""
+def refuses(model: object, where: str) -> None:
+    """What is asked of a model before it reads packs, and says no."""
     raise ModelError(where, got="other logits", expected="the same", hint="none")
 
 
@@ -284,11 +284,14 @@ def test_a_reward_model_learns_alike_everywhere_goes_on_exactly_and_loads_anywhe
         lengths.append(ids.numel())
     assert sum(packs) < 0.8 * sum(lengths)
     with monkeypatch.context() as patch:
-        patch.setattr("training.rollout.judge.check_prompts_can_be_shared", cannot_share)
+        patch.setattr("training.rollout.judge.check_prompts_can_be_shared", refuses)
         other = RewardModel(str(exported), tokens_per_call=64)
         each_its_own = [one.total for one in score([Reward("judge", other, 1.0)], answered, stops_at_error=True)]
-    assert not other._shares_prompts
-    assert each_its_own == pytest.approx(said, abs=LOGPROB_FP32)
+        assert not other._shares_prompts
+        assert each_its_own == pytest.approx(said, abs=LOGPROB_FP32)
+        patch.setattr("training.rollout.judge.check_documents_stay_apart", refuses)
+        with pytest.raises(ModelError, match="other logits"):
+            asyncio.run(RewardModel(str(exported))("2 + 2?", "4"))
     assert sum(one > other for one, other in zip(said[:8], said[8:], strict=True)) >= 7
     turns = [
         {"role": "assistant", "content": "3"},
