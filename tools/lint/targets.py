@@ -12,7 +12,7 @@ from tools.lint.tree import Tree
 #: The kinds of target whose sources are Python that this project wrote.
 PYTHON_KINDS = ("py_library", "py_binary", "py_test", "smoke_cells")
 
-#: Those that collect tests. `smoke_cells` makes a py_test over the same files for each cell of the smoke matrix.
+#: Those that collect tests. `smoke_cells` runs the same files for each cell of the smoke matrix.
 TEST_KINDS = ("py_test", "smoke_cells")
 
 #: Begins the reason for a dependency that is used without being imported.
