@@ -42,7 +42,7 @@ def _with_runner(deps, cards):
     """Dependencies and those of the runner, which looks at the cards before it collects a test that asks for some."""
     return deps + [dep for dep in _RUNNER_DEPS + (_CARD_DEPS if cards else []) if dep not in deps]
 
-def _asked(accelerator, cards, cpus, env, requires, route, tags):
+def _asked(accelerator, cards, cpus, env, requires = [], route = "", tags = []):
     """The attributes of a test that say what it asks for: where it goes, what it finds there, how people pick it."""
     row = ACCELERATORS[accelerator]
     pool = pool_of(accelerator, cards)
@@ -78,6 +78,7 @@ def _program(name, srcs, data, deps, cards):
         data = data,
         imports = _root(),
         main = _RUNNER,
+        # Manual: what asks for the tests builds it, and nobody else has a use for it.
         tags = ["cpu", "manual"],
         deps = _with_runner(deps, cards),
     )
@@ -246,11 +247,11 @@ def smoke_cells(name, srcs, cells, also = [], data = [], deps = [], requires = {
                         accelerator,
                         cards,
                         # Two ranks wait for each other about half of the time.
-                        2 if ranks > 2 else 1,
-                        {"PLUMBLINE_CELL": cell + suffix},
-                        [each for feature, needs in requires.items() if "_{}_".format(feature) in cell for each in needs],
-                        "",
-                        ["manual"] if depth == "full" else [],
+                        cpus = 2 if ranks > 2 else 1,
+                        env = {"PLUMBLINE_CELL": cell + suffix},
+                        requires = [each for feature, needs in requires.items() if "_{}_".format(feature) in cell for each in needs],
+                        # Thousands of cells, which `...` would bring along; the suites bring them.
+                        tags = ["manual"] if depth == "full" else [],
                     ))
                 )
                 suites.setdefault("full" + suffix, []).append(":{}.{}{}".format(name, cell, suffix))
@@ -282,9 +283,10 @@ def smoke_routes(name, srcs, cells, data = [], deps = []):
     program = _program(name + ".program", srcs, data, deps, cards = True)
     for pool, each in pools().items():
         for cell in cells if each.cards else []:
+            # Manual, for it fails without a cluster; material, for no lane of CI has one.
             _program_test(
                 name = "{}.{}.{}".format(name, pool, cell),
-                **(program | _asked("cpu", 1, 1, {"PLUMBLINE_CELL": cell}, [], pool, ["manual", "material"]))
+                **(program | _asked("cpu", 1, 1, {"PLUMBLINE_CELL": cell}, route = pool, tags = ["manual", "material"]))
             )
             tests.append(":{}.{}.{}".format(name, pool, cell))
     native.test_suite(name = name, tags = ["manual"], tests = tests)
