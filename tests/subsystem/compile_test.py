@@ -4,6 +4,7 @@ What is compiled is kept in a directory that all processes of this test share, s
 they would each spend seconds on, their parent does once, before they fork.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,16 +75,28 @@ def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
 
 @pytest.fixture
 def compilers(tmp_path: Path) -> Iterator[Path]:
-    """A directory with a file for each process in which something is compiled."""
+    """A directory with a file for each process in which something is compiled.
+
+    One rank compiles at a time: the other then finds most of it.
+    """
     directory = tmp_path / "compilers"
     directory.mkdir()
+    turn = (tmp_path / "turn").open("w")
 
-    def note(_: object) -> None:
+    def begin(_: object) -> None:
         (directory / str(os.getpid())).touch()
+        # Of this process alone: what is locked through a file that was open before the fork is locked for all.
+        fcntl.lockf(turn, fcntl.LOCK_EX)
 
-    torch._dynamo.callback.callback_handler.register_start_callback(note)
-    yield directory
-    torch._dynamo.callback.callback_handler.remove_start_callback(note)
+    def end(_: object) -> None:
+        fcntl.lockf(turn, fcntl.LOCK_UN)
+
+    with turn:
+        torch._dynamo.callback.callback_handler.register_start_callback(begin)
+        torch._dynamo.callback.callback_handler.register_end_callback(end)
+        yield directory
+        torch._dynamo.callback.callback_handler.remove_start_callback(begin)
+        torch._dynamo.callback.callback_handler.remove_end_callback(end)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ A machine is a network namespace with an address of its own. A cable joins the t
 system, as the nodes of a cluster do.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import main as torchrun
 
-from tests.subsystem.processes import environment, is_running, records_of, tensors_of, typed
+import training.parallel.fsdp  # noqa: F401 - so that forked ranks need not spend seconds on it
+from tests.subsystem.processes import Started, environment, is_running, records_of, tensors_of, typed
 from tests.support.chats import sums, write_jsonl
 from training.checkpoint.manifest import committed
 from training.models.tiny import save_tiny
@@ -32,10 +35,27 @@ HYBRID = ["--shard-ranks", str(RANKS_PER_NODE)]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
 """torchrun's own. It is free, for the network is new."""
+VARIABLES = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+"""Of linux/sched.h; Python names them from 3.12 on."""
+RANKS = """
+import sys
+from training.cli import main
 
-SECONDS_OF_PATIENCE = 10
+# torchrun waits for the value of a function that it has called, and a rank that exits has none.
+if code := main():
+    sys.exit(code)
+"""
+
+SECONDS_OF_PATIENCE = 15
 SECONDS_TO_END = 45.0
-"""Seen: 5 after a kill; 13 after the cable was pulled, with the patience above. Otherwise half an hour."""
+"""Seen: 5 after a kill; 18 after the cable was pulled, with the patience above. Otherwise half an hour."""
+
+
+def rendezvous(node: int, ranks: int) -> list[str]:
+    """What torchrun is told on each machine, as by a person or a batch system: see docs/pools.md."""
+    words = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"]
+    return [*words, f"--nproc-per-node={ranks}"]
 
 
 class Machines:
@@ -66,21 +86,38 @@ class Machines:
         """As before."""
         self._ip(1, "link", "set", "eth0", "up")
 
-    def torchrun(
-        self, node: int, where: Path, *words: str, ranks: int = 1, program: Sequence[str] = ("-m", "training")
+    def typed(
+        self, node: int, where: Path, *words: str, program: Sequence[str] = ("-m", "training")
     ) -> "subprocess.Popen[str]":
-        """The command as it is typed on a machine, or as a batch system does: see docs/pools.md."""
-        rendezvous = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"]
-        started = [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}"]
+        """The command as it is typed on a machine, for one rank there."""
+        started = [sys.executable, "-m", "torch.distributed.run", *rendezvous(node, 1), *program, *WORDS, *words]
         with (where / f"node-{node}.log").open("w") as log:
             return subprocess.Popen(
-                [*self._on(node), *started, *program, *WORDS, *words],
+                [*self._on(node), *started],
                 cwd=where,
-                env=environment() | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
+                env=environment() | VARIABLES,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
+
+    def forked(self, node: int, where: Path, *words: str) -> Started:
+        """The same for several ranks; it and they are forked, and so have been imported."""
+        (where / "ranks.py").write_text(RANKS)
+        script = ["--run-path", "--start-method=fork", str(where / "ranks.py")]
+
+        def enter() -> None:
+            for kind, file in ((CLONE_NEWUSER, "user"), (CLONE_NEWNET, "net")):
+                with open(f"/proc/{self.holders[node].pid}/ns/{file}") as namespace:
+                    assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), kind) == 0, ctypes.get_errno()
+
+        return Started(
+            *(*rendezvous(node, RANKS_PER_NODE), *script, *WORDS, *words),
+            where=where,
+            variables=VARIABLES,
+            before=enter,
+            program=torchrun,
+        )
 
     def close(self) -> None:
         """They are gone with their last process, which a test that failed may have left to run."""
@@ -129,27 +166,25 @@ def ranks_of(place: Path, num_ranks: int = 2) -> list[int]:
 def lose(machines: Machines, place: Path, node: int, *words: str, cable: bool) -> float:
     """A run in whose middle a machine is lost; the seconds until all of the other has ended."""
     before = len(committed(place / "out/checkpoints"))
-    nodes = [machines.torchrun(each, place, *words, ranks=RANKS_PER_NODE) for each in range(2)]
-    output = nodes[0].stdout
-    assert output is not None
-    for line in output:
+    nodes = [machines.forked(each, place, *words) for each in range(2)]
+    for line in nodes[0].stdout:
         if line.startswith("step ") and "loss" in line and len(committed(place / "out/checkpoints")) > before:
             break
     ranks = ranks_of(place, 2 * RANKS_PER_NODE)
     if cable:
         machines.pull()
     began = time.monotonic()
-    # torchrun gives each rank a session of its own, and they outlive a torchrun that is killed.
-    for process in (nodes[node].pid, *ranks[node * RANKS_PER_NODE :][:RANKS_PER_NODE]):
+    # Ranks outlive a torchrun that is killed.
+    nodes[node].send_signal(signal.SIGKILL)
+    for process in ranks[node * RANKS_PER_NODE :][:RANKS_PER_NODE]:
         os.kill(process, signal.SIGKILL)
-    nodes[node].wait()
-    log = place / f"node-{1 - node}.log"
-    assert nodes[1 - node].wait(SECONDS_TO_END) == 1, log.read_text()
+    assert nodes[node].ended().returncode == -signal.SIGKILL
+    left = nodes[1 - node].ended(SECONDS_TO_END)
     seconds = time.monotonic() - began
-    assert "ChildFailedError" in log.read_text()
+    assert left.returncode == 1, left.stderr
+    assert "ChildFailedError" in left.stderr
     assert not any(map(is_running, ranks))
     assert committed(place / "out/checkpoints")[-1].name < f"step-{NUM_STEPS:08d}", "it was in the middle"
-    output.close()
     return seconds
 
 
@@ -165,11 +200,11 @@ def test_a_machine_is_lost_twice_and_the_run_ends_as_if_none_had_been(machines: 
     assert lose(machines, place, 1, *words, *patience, cable=True) >= SECONDS_OF_PATIENCE - 1
     machines.plug()
     lose(machines, place, 0, *words, "--resume", "must", cable=False)
-    nodes = [machines.torchrun(node, place, *words, "--resume", "must", ranks=RANKS_PER_NODE) for node in range(2)]
-    said = [node.communicate()[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], (place / "node-0.log").read_text()
-    assert "ranks       4, fsdp" in said[0]
-    assert said[1] == "", "one rank speaks"
+    nodes = [machines.forked(node, place, *words, "--resume", "must") for node in range(2)]
+    ended = [node.ended() for node in nodes]
+    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr
+    assert "ranks       4, fsdp" in ended[0].stdout
+    assert ended[1].stdout == "", "one rank speaks"
     assert records_of(place / "out") == records_of(place / "whole")
     last = f"checkpoints/step-{NUM_STEPS:08d}"
     ours, theirs = (tensors_of(place / out / last) for out in ("out", "whole"))
@@ -184,7 +219,7 @@ def test_sigterm_to_one_torchrun_saves_at_the_next_step_and_ends_both(machines: 
     alone.
     """
     words = ["--out", "out", "--num-steps", "4000", "--steps-between", "3000"]
-    nodes = [machines.torchrun(node, place, *words) for node in range(2)]
+    nodes = [machines.typed(node, place, *words) for node in range(2)]
     output = nodes[0].stdout
     assert output is not None
     for line in output:
@@ -220,7 +255,7 @@ sys.exit(main())
 
 def test_a_rank_that_raises_ends_both_machines_and_its_words_are_in_its_log(machines: Machines, place: Path) -> None:
     (place / "raising.py").write_text(RAISING)
-    nodes = [machines.torchrun(node, place, "--out", "out", program=["raising.py"]) for node in range(2)]
+    nodes = [machines.typed(node, place, "--out", "out", program=["raising.py"]) for node in range(2)]
     assert [node.wait(SECONDS_TO_END) for node in nodes] == [1, 1]
     # torch writes before each line whose it is.
     said = (place / "node-1.log").read_text().replace("[rank1]: ", "")

@@ -48,8 +48,8 @@ TOKENS_PER_RANK_MAX = {1: 60, 2: 50, 3: 38, 4: 30}
 TOKENS_BF16_MAX = 30
 """In bf16 the gradient of each microbatch is rounded, so that they are as small with one rank as with two."""
 NUM_STEPS = 20
-NUM_STEPS_PLANTED = 5
-"""A bug shows at once."""
+NUM_STEPS_BRIEF = 5
+"""Of kinds beside the combinations of backend, ranks, features and architecture; and a bug shows at once."""
 NORM_MAX = 0.5
 """Each step's norm is above it, so that each is clipped. Seen: 1.7 and more."""
 EPSILON = 1e-4
@@ -76,6 +76,7 @@ class Kind:
     precision: Precision = "fp32"
     epsilon: float = EPSILON
     bug: Bug = ""
+    num_steps: int = NUM_STEPS
 
     def __str__(self) -> str:
         said = [f"{self.backend}{self.stage or ''} x{self.num_ranks}", self.architecture]
@@ -85,6 +86,8 @@ class Kind:
         said += [f"epsilon {self.epsilon:g}"] if self.epsilon != EPSILON else []
         return " ".join([*said, *(name for name, value in vars(self).items() if value is True), self.bug]).rstrip()
 
+
+brief = partial(Kind, num_steps=NUM_STEPS_BRIEF)
 
 FEATURES = ("lora", "offload", "activation_checkpointing")
 Half = Literal["even", "odd"]
@@ -171,9 +174,14 @@ def compared(kinds: Sequence[Kind]) -> dict[Kind, Worst]:
     Args:
         kinds: all of the same number of ranks.
     """
-    alone = {_alone(each) for each in kinds}
+    needed: dict[Kind, int] = {}
+    for each in kinds:
+        needed[_alone(each)] = max(needed.get(_alone(each), 0), each.num_steps)
+    alone = [replace(kind, num_steps=num) for kind, num in needed.items()]
     references = launch(
-        lambda world: {kind: list(taken(kind, Single("cpu", kind.precision))) for kind in alone}, 1, method="fork"
+        lambda world: {_alone(kind): list(taken(kind, Single("cpu", kind.precision))) for kind in alone},
+        1,
+        method="fork",
     )
     (num_ranks,) = {each.num_ranks for each in kinds}
     return launch(partial(_compare, kinds, references), num_ranks, method="fork")
@@ -185,16 +193,11 @@ def _alone(kind: Kind) -> Kind:
     return Kind("single", 1, **same)
 
 
-def num_steps(kind: Kind) -> int:
-    """Steps that a kind takes."""
-    return NUM_STEPS_PLANTED if kind.bug else NUM_STEPS
-
-
 def _compare(kinds: Sequence[Kind], references: dict[Kind, list[Taken]], world: World) -> dict[Kind, Worst]:
     found = {}
     with joined(world, "cpu", seconds_max=60) as device:
         for kind in kinds:
-            reference = references[_alone(kind)][: num_steps(kind)]
+            reference = references[_alone(kind)][: kind.num_steps]
             with _planted(kind.bug, backend_of(kind, world, device)) as backend:
                 found[kind] = _worst(reference, taken(kind, backend))
             if world.rank == 0:
@@ -307,7 +310,7 @@ def taken(kind: Kind, backend: Any) -> Iterator[Taken]:
         num_ranks=backend.num_ranks,
     )
     algorithm = MeanPerRank(backend.num_ranks) if kind.bug == "mean per rank" else Sft()
-    for number in range(num_steps(kind)):
+    for number in range(kind.num_steps):
         batch = batches.batch(number)
         _check_uneven(batch, backend)
         record = train_step(

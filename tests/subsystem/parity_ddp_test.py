@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.subsystem.parity import EXAMPLES, FEATURES, HALVES, Half, Kind, Worst, combinations, compared
+from tests.subsystem.parity import EXAMPLES, FEATURES, HALVES, Half, Kind, Worst, brief, combinations, compared
 from tests.support.tolerances import (
     RANKS_8_BITS_TENSOR_RELATIVE,
     RANKS_BF16_RELATIVE,
@@ -28,12 +28,12 @@ from training.parallel.world import World, joined
 from training.step import validate
 
 KINDS = combinations("ddp", offload=False)
-BF16 = Kind("ddp", precision="bf16")
-TINY_EPSILON = Kind("ddp", epsilon=1e-8)
-PLANTED = Kind("ddp", bug="mean per rank")
+BF16 = brief("ddp", precision="bf16")
+TINY_EPSILON = brief("ddp", epsilon=1e-8)
+PLANTED = brief("ddp", bug="mean per rank")
 COARSE = {
-    Kind("ddp", optimizer="muon"): RANKS_COARSE_OPTIMIZER_RELATIVE,
-    Kind("ddp", optimizer="adamw_8bit"): RANKS_8_BITS_TENSOR_RELATIVE,
+    brief("ddp", optimizer="muon"): RANKS_COARSE_OPTIMIZER_RELATIVE,
+    brief("ddp", optimizer="adamw_8bit"): RANKS_8_BITS_TENSOR_RELATIVE,
 }
 """Optimizers whose arithmetic is coarse, and how near to each other tensors then are."""
 X4 = replace(KINDS[0], num_ranks=4)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.subsystem.parity import Kind, Worst, combinations, compared
+from tests.subsystem.parity import Kind, Worst, brief, combinations, compared
 from tests.support.tolerances import (
     RANKS_BF16_RELATIVE,
     RANKS_FP32_RELATIVE,
@@ -19,9 +19,9 @@ X4 = [
     Kind("fsdp", num_ranks=4, shard_ranks=2, architecture="qwen2", offload=True, keep_gathered=True),
     Kind("fsdp", num_ranks=4, shard_ranks=1),
 ]
-BF16 = [Kind("fsdp", precision="bf16"), Kind("fsdp", precision="bf16", lora=True)]
-TINY_EPSILON = Kind("fsdp", epsilon=1e-8)
-PLANTED = Kind("fsdp", bug="mean per rank")
+BF16 = [brief("fsdp", precision="bf16"), brief("fsdp", precision="bf16", lora=True)]
+TINY_EPSILON = brief("fsdp", epsilon=1e-8)
+PLANTED = brief("fsdp", bug="mean per rank")
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Started:
         where: Path,
         variables: Mapping[str, str] | None = None,
         before: Callable[[], None] = lambda: None,
-        program: Callable[[list[str]], int] = main,
+        program: Callable[[list[str]], int | None] = main,
     ) -> None:
         """Starts it.
 
@@ -78,8 +78,15 @@ class Started:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def ended(self) -> subprocess.CompletedProcess[str]:
-        """Waits for the end, and returns what of the output has not been read yet."""
+    def ended(self, seconds_max: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Waits for the end, and returns what of the output has not been read yet.
+
+        Args:
+            seconds_max: how long it may take, at the most; None is as long as it takes.
+        """
+        if seconds_max is not None:
+            self._process.join(seconds_max)
+            assert not self._process.is_alive(), f"it still runs after {seconds_max} s"
         said = self.stdout.read()
         self.stdout.close()
         self._process.join()
@@ -91,7 +98,7 @@ class Started:
 
 
 def _as_typed(
-    program: Callable[[list[str]], int],
+    program: Callable[[list[str]], int | None],
     words: tuple[str, ...],
     where: Path,
     variables: dict[str, str],

@@ -126,8 +126,10 @@ def is_mapped(address: int) -> bool:
 class Allocated(TorchDispatchMode):
     """While entered, how many bytes of tensors made in it are alive, and the most at once. Mapped files are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, maps: bool) -> None:
+        """With `maps` False nothing is mapped in it, and the system, which takes its time, is not asked."""
         super().__init__()
+        self.maps = maps
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -144,7 +146,7 @@ class Allocated(TorchDispatchMode):
                 storage.nbytes() >= BYTES_WORTH_COUNTING
                 and (at := storage.data_ptr()) not in self.alive.keys() | before
             ):
-                self.alive[at] = StorageWeakRef(storage), 0 if is_mapped(at) else storage.nbytes()
+                self.alive[at] = StorageWeakRef(storage), 0 if self.maps and is_mapped(at) else storage.nbytes()
         self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self.alive.values()))
         return result
 
@@ -154,23 +156,24 @@ class Allocated(TorchDispatchMode):
     [
         ("ddp x2", "ddp x2"),
         ("fsdp x2", "fsdp x2"),
-        ("zero 1 x2", "zero 1 x2"),
         ("zero 2 x2", "zero 2 x2"),
         ("zero 3 x2", "zero 3 x2"),
         ("one process", "fsdp x3, offload"),
-        ("one process", "zero 2 x2"),
         ("one process", "zero 3 x3"),
     ],
 )
 def test_loading_takes_no_more_memory_than_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
-    """Of weights, gradients and moments; the model is large enough for activations of a few tokens to be little."""
+    """The model is large enough for activations of a few tokens to be little.
+
+    Nor more than gradients and both moments: DeepSpeed's step has buckets beside which this model would not be seen.
+    """
     tiny_model(hidden_size=64, intermediate_size=128, num_hidden_layers=4).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
 
     def measured(what: str, does: Callable[..., Any]) -> Callable[..., Any]:
-        allocated = Allocated() if what == "step" else loading
+        allocated = Allocated(maps=False) if what == "step" else loading
 
         def measure(*arguments: Any, **options: Any) -> Any:
             with allocated:
@@ -180,7 +183,7 @@ def test_loading_takes_no_more_memory_than_a_step(
 
         return measure
 
-    loading = Allocated()
+    loading = Allocated(maps=True)
     few: dict[str, Any] = {"elastic": True, "num_steps": 2, "samples_per_step": 2, "tokens_per_rank_max": 64}
     few |= {"tokens_per_sample_max": 64, "on_long_sample": "skip", "validation_fraction": 0.0}
     few |= {"validation_steps_between": None}
@@ -188,8 +191,8 @@ def test_loading_takes_no_more_memory_than_a_step(
     train(replace(made, **PLACES[before], steps_this_session_max=1))
     for name, does in {"load": load, "restore": restore, "train_step": train_step}.items():
         monkeypatch.setattr(run, name, measured("step" if does is train_step else "loading", does))
-    train(replace(made, **PLACES[after], out=str(tmp_path / "anew"), num_steps=1))
     train(replace(made, **PLACES[after]))
+    whole = 3 * (tmp_path / "base/model.safetensors").stat().st_size
     for rank in range(PLACES[after]["num_ranks"]):
         peak, allowed = (int((tmp_path / f"{what} of {rank}").read_text()) for what in ("loading", "step"))
-        assert 0 < peak <= allowed
+        assert 0 < peak <= min(allowed, whole)

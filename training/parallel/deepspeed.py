@@ -275,6 +275,7 @@ def preload(device_type: str) -> None:
     With what each of its engines imports once it is made: a third of a second, mostly of torch's compiler.
     """
     with _quiet(device_type):
+        import deepspeed.module_inject.auto_ep_layer
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported so that forked ranks find it loaded
 
 

@@ -12,6 +12,7 @@ rank. The parent must not have computed with several threads before, for a fork 
 ever. A process that has looked at an accelerator cannot be forked, so there ranks start afresh.
 """
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -236,6 +237,8 @@ def _rank(work: Callable[[World], Any], world: World, pipe: Connection) -> None:
         signal.signal(each, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_PASSED_ON)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    # What has been imported stays: the collector need not look at it again, of which it would make a copy.
+    gc.freeze()
     try:
         answer = work(world)
         pipe.send(_Done(answer if world.rank == 0 else None))
