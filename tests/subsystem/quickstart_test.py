@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.subsystem.processes import Started, environment
 from training.errors import EXIT_INTERRUPTED
 from training.metrics.records import StepRecord, ValidationRecord, read_records
+from training.quickstart import scratch
 from training.quickstart.command import main
+from training.quickstart.library import read_modules
 
 OUT = "plumbline-quickstart"
 
@@ -91,6 +93,15 @@ def interrupted(*words: str, where: Path, at: str) -> list[str]:
     return said
 
 
+@pytest.fixture
+def fewer_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forked learns from few, which are read here: reading all takes longer than the training."""
+    monkeypatch.setattr(scratch, "NUM_CHARACTERS_TRAINING_MAX", 100_000)
+    modules = read_modules()
+    monkeypatch.setattr(scratch, "read_modules", lambda: modules)
+
+
+@pytest.mark.usefixtures("fewer_documents")
 def test_a_second_run_loses_nothing_and_goes_on_after_ctrl_c(first: tuple[Path, str]) -> None:
     """The first is left as it is, and that is said; the same command goes on with the second."""
     where, _ = first
