@@ -1,6 +1,7 @@
 """Ranks start, agree and end together: whichever fails, however it fails, nothing of the run is left."""
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -78,6 +79,13 @@ def add_up(world: World) -> float:
 def test_answer_is_that_of_rank_0(place: Path) -> None:
     assert launch(partial(member, place, add_up), 3, method="fork") == 6.0
     assert all(" " in trace.read_text() for trace in place.glob("rank-*")), "ranks had ports to leave behind"
+
+
+def test_what_a_rank_has_inherited_is_no_matter_of_its_garbage_collector(place: Path) -> None:
+    assert (
+        launch(partial(member, place, lambda world: gc.get_freeze_count()), 1, method="fork")
+        > len(gc.get_objects()) / 2
+    )
 
 
 def test_spawned_ranks_answer_as_forked_ones(place: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,36 @@ def test_docstrings_of_modules_classes_and_functions_are_found_and_short_ones_le
     (tmp_path / "test" / "c.py").write_text(f'"""Test. {LONG}"""\n')
     first_words = {name: [text.split(".")[0] for text in texts] for name, texts in read_modules(tmp_path).items()}
     assert first_words == {"a.py": ["Module", "Class", "Coroutine", "Method"]}
+
+
+IN_BLOCKS = """
+try:
+    def f(): "tried"
+except OSError:
+    def f(): "caught"
+else:
+    def f(): "not caught"
+finally:
+    def f(): "at last"
+for x in y:
+    def f(): "in turn"
+else:
+    def f(): "after all"
+with x:
+    def f(): "within"
+match x:
+    case 1:
+        def f(): "matched"
+"""
+
+
+def test_docstrings_in_blocks_of_any_kind_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "NUM_DOCUMENTS_MIN", 1)
+    monkeypatch.setattr(library, "NUM_CHARACTERS_MIN", 1)
+    (tmp_path / "a.py").write_text(IN_BLOCKS)
+    (texts,) = read_modules(tmp_path).values()
+    assert set(texts) == set(re.findall(r'"(.+)"', IN_BLOCKS))
+    assert len(texts) == 8
 
 
 def test_a_library_without_sources_is_refused(tmp_path: Path) -> None:
