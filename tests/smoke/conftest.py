@@ -74,7 +74,7 @@ def wrong_machine(accelerator: str, cards: int) -> str | None:
     torch = importlib.util.find_spec("torch")
     version = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
     # A result is not filed under the hardware that somebody has looked at before: the verdict says what it ran on.
-    reason = problem(Asked(accelerator, cards, row.memory_gib, row.torch, FARM), devices(), None, version)
+    reason = problem(Asked(accelerator, cards, row.memory_gib, row.driver, row.torch, FARM), devices(), None, version)
     return reason and f"{reason.partition('. hint:')[0]}. hint: fewer --cards, another --accelerator, or docs/pools.md"
 
 

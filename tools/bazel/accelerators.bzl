@@ -5,6 +5,7 @@
 #   config      its word in --config=, and the name of its platforms
 #   device      torch's name for it; ROCm builds of torch say `cuda` too
 #   device_files  what a process needs of /dev; `*` stands for any numbers and names
+#   driver      the oldest version of the maker's driver that its build of torch runs on, where the maker says one
 #   hidden      variables that keep its cards from a test of the cpu, on whose machine they may be
 #   lock        the wheels, from the root
 #   memory_gib  what a card must have at least
@@ -18,6 +19,7 @@ ACCELERATORS = {
         config = "",
         device = "cpu",
         device_files = [],
+        driver = "",
         hidden = {},
         lock = "requirements_lock.txt",
         meaning = "no accelerator; runs anywhere",
@@ -32,6 +34,7 @@ ACCELERATORS = {
         config = "rocm",
         device = "cuda",
         device_files = ["/dev/kfd", "/dev/dri"],
+        driver = "",
         hidden = {"HIP_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_rocm.txt",
         meaning = "an AMD GPU with ROCm",
@@ -46,6 +49,7 @@ ACCELERATORS = {
         config = "xpu",
         device = "xpu",
         device_files = ["/dev/dri"],
+        driver = "",
         hidden = {"ONEAPI_DEVICE_SELECTOR": "*:cpu"},
         lock = "requirements_lock_xpu.txt",
         meaning = "an Intel GPU with oneAPI",
@@ -60,6 +64,8 @@ ACCELERATORS = {
         config = "cuda",
         device = "cuda",
         device_files = ["/dev/nvidia*"],
+        # Of CUDA 13, by NVIDIA's table of minor version compatibility.
+        driver = "580",
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"},
         lock = "requirements_lock_cuda.txt",
         meaning = "an NVIDIA GPU with CUDA",

@@ -53,6 +53,7 @@ def _asked(accelerator, cards, cpus, env, requires = [], route = "", tags = []):
         } | ({
             "PLUMBLINE_CARDS": str(cards),
             "PLUMBLINE_CARD_GIB": str(row.memory_gib),
+            "PLUMBLINE_DRIVER": row.driver,
             # In the key of a result, so that a pass on one model of card or driver is not shown for another.
             "PLUMBLINE_HARDWARE": FINGERPRINTS.get(accelerator, ""),
             "PLUMBLINE_POOL": pool,

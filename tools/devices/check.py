@@ -34,6 +34,8 @@ class Asked:
     accelerator: str
     cards: int
     card_gib: int
+    driver: str
+    """The oldest that will do; any will if it is empty."""
     torch: str
     """The field of torch.version that must be set."""
     hardware: str
@@ -46,6 +48,7 @@ def asked_in(environment: Mapping[str, str]) -> Asked:
         environment["PLUMBLINE_ACCELERATOR"],
         int(environment["PLUMBLINE_CARDS"]),
         int(environment["PLUMBLINE_CARD_GIB"]),
+        environment["PLUMBLINE_DRIVER"],
         environment["PLUMBLINE_TORCH"],
         environment["PLUMBLINE_HARDWARE"],
     )
@@ -72,6 +75,11 @@ def problem(asked: Asked, found: list[Device], leased: str | None, torch_version
         return (
             f"memory: {small[0].memory_bytes / GIB:.1f} GiB on {small[0].name}; expected {asked.card_gib} or more. "
             "hint: memory_gib in tools/bazel/accelerators.bzl"
+        )
+    if old := [each for each in own if _numbers(each.driver) < _numbers(asked.driver)]:
+        return (
+            f"driver: {old[0].driver} of {old[0].name}; expected {asked.driver} or newer, for the build of torch. "
+            "hint: a newer driver on that machine; the oldest one is in tools/bazel/accelerators.bzl"
         )
     strangers = [each for each in own if kind(each) != asked.hardware]
     if strangers and not asked.hardware.startswith(FARM):
@@ -163,6 +171,11 @@ def only_the_route(pool: str, here: Place | None) -> str:
             "hint: the cells of that accelerator prove more"
         )
     return f"routing only, no card: a test of the cpu, on a worker of pool {pool}, which is simulated"
+
+
+def _numbers(version: str) -> list[int]:
+    """What versions are compared by: 580.65.06 is newer than 580 and than 570.211."""
+    return [int(each) for each in re.findall(r"\d+", version)]
 
 
 def _field(file: Path, name: str) -> str | None:

@@ -109,15 +109,16 @@ def nights(names: Mapping[str, Any]) -> str:
 def document(names: Mapping[str, Any]) -> str:
     """The table for people."""
     lines = [
-        "| `accelerators` | means | `--config` | pools | torch says | wheels | cards are chosen by | a card has |",
-        "|---" * 8 + "|",
+        "| `accelerators` | means | `--config` | pools | torch says | wheels | cards chosen by | a card has | driver |",
+        "|---" * 9 + "|",
     ]
     for accelerator, row in names["ACCELERATORS"].items():
         pools = ", ".join(f"`{names['pool_of'](accelerator, cards)}`" for cards in row.cards or [0])
         config, visible = (f"`{each}`" if each else "" for each in (row.config, row.visible))
         memory = f"{row.memory_gib} GiB or more" if row.cards else ""
+        driver = f"{row.driver} or newer" if row.driver else "any" if row.cards else ""
         entries = (f"`{accelerator}`", row.meaning, config, pools, f"`{row.device}`", f"`{row.lock}`", visible, memory)
-        lines.append(f"| {' | '.join(entries)} |")
+        lines.append(f"| {' | '.join((*entries, driver))} |")
     return "\n".join(lines)
 
 

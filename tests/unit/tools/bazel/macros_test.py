@@ -99,6 +99,7 @@ def test_what_is_asked_of_the_hardware_reaches_the_runner(macros, targets) -> No
             "PLUMBLINE_ACCELERATOR": "gpu-amd",
             "PLUMBLINE_CARDS": "4",
             "PLUMBLINE_CARD_GIB": str(TABLE["ACCELERATORS"]["gpu-amd"].memory_gib),
+            "PLUMBLINE_DRIVER": TABLE["ACCELERATORS"]["gpu-amd"].driver,
             "PLUMBLINE_HARDWARE": HERE["gpu-amd"],
             "PLUMBLINE_POOL": "gpu-amd-x4",
             "PLUMBLINE_TORCH": "hip",

@@ -1,4 +1,4 @@
-"""What a test that asks for cards is told where they are too few, too small, others, or without a torch for them."""
+"""What a test that asks for cards is told where they are too few, too small, others, or without driver or torch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ CARDS = [Device("gpu-amd", f"GPU-{each}", "gfx942", 192 * GIB, "6.12.12") for ea
 LARGER = Device("gpu-amd", "GPU-4", "gfx942", 256 * GIB, "6.12.12")
 OTHER = Device("gpu-nvidia", "GPU-9", "NVIDIA L4", 22 * GIB, "570.86")
 KIND = "gfx942, 192 GiB, driver 6.12.12"
-ASKED = Asked("gpu-amd", 4, 15, "hip", KIND)
+ASKED = Asked("gpu-amd", 4, 15, "6.12", "hip", KIND)
 VERSION = "from typing import Optional\n__version__ = '2.13.0+rocm7.2'\ncuda: Optional[str] = None\n"
 VERSION += "hip: Optional[str] = '7.2.26015'\nxpu: Optional[str] = None\n"
 
@@ -29,6 +29,7 @@ def test_what_was_asked_for_is_no_problem(torch_version) -> None:
     assert problem(ASKED, [*CARDS, OTHER], None, torch_version) is None
     assert problem(ASKED, CARDS, None, None) is None, "a test that does not bring torch"
     assert problem(replace(ASKED, cards=1), CARDS, "GPU-2", None) is None
+    assert problem(replace(ASKED, driver=""), CARDS, None, None) is None, "any driver"
     assert problem(ASKED, [*CARDS, LARGER], "GPU-0,GPU-1,GPU-2,GPU-3", None) is None, "none of them is the other one"
 
 
@@ -41,6 +42,9 @@ def test_what_was_asked_for_is_no_problem(torch_version) -> None:
         ({}, CARDS, "GPU-0,GPU-3", "cards: 2 of gpu-amd; expected 4 or more."),
         ({"cards": 1}, CARDS, "", "cards: 0 of gpu-amd; expected 1 or more."),
         ({"card_gib": 193}, CARDS, None, "memory: 192.0 GiB on gfx942; expected 193 or more. hint: memory_gib in"),
+        ({"driver": "6.12.13"}, CARDS, None, "driver: 6.12.12 of gfx942; expected 6.12.13 or newer, for the build"),
+        ({"driver": "7"}, CARDS, None, "driver: 6.12.12 of gfx942; expected 7 or newer"),
+        ({"driver": "6.100"}, CARDS, None, "driver: 6.12.12 of gfx942; expected 6.100 or newer"),
         (
             {"hardware": "gfx90a, driver 6.12.12"},
             CARDS,
@@ -107,6 +111,7 @@ def test_the_words_of_the_macro_are_read() -> None:
         "PLUMBLINE_ACCELERATOR": "gpu-amd",
         "PLUMBLINE_CARDS": "4",
         "PLUMBLINE_CARD_GIB": "15",
+        "PLUMBLINE_DRIVER": "6.12",
         "PLUMBLINE_TORCH": "hip",
         "PLUMBLINE_HARDWARE": ASKED.hardware,
     }

@@ -48,6 +48,7 @@ ROW = """
         config = "metal",
         device = "mps",
         device_files = ["/dev/agx"],
+        driver = "14.5",
         hidden = {"METAL_DEVICES": "-1"},
         lock = "requirements_lock_metal.txt",
         meaning = "an Apple GPU",

@@ -78,6 +78,16 @@ def test_the_locks_of_accelerators_differ_from_the_cpus_by_torch_and_their_maker
     assert not VENDOR.fullmatch("transformers")
 
 
+OLDEST_DRIVERS = {"12": "525", "13": "580"}
+"""By the major version of CUDA: docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility."""
+
+
+def test_the_oldest_driver_of_nvidia_is_that_of_the_cuda_in_its_lock() -> None:
+    row = starlark(pathlib.Path(TABLE).read_text())["ACCELERATORS"]["gpu-nvidia"]
+    (major,) = set(re.findall(r"^cuda-toolkit\S*==(\d+)", pathlib.Path(row.lock).read_text(), re.MULTILINE))
+    assert row.driver == OLDEST_DRIVERS[major]
+
+
 def test_accelerators_of_the_table_name_the_locks_that_are_resolved_by_their_configs() -> None:
     rows = starlark(pathlib.Path(TABLE).read_text())["ACCELERATORS"]
     assert {row.config or "cpu": row.lock for row in rows.values()} == {
