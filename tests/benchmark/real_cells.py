@@ -11,6 +11,8 @@ _ANY: Words = (
 )
 _REAL: Words = (*_ANY, "--lora", "--rank", "16", "--learning-rate-peak", "1e-3")
 _SEEDS = (0, 1, 2)
+# The model as it comes answers none of the problems, and so nothing would ever be rewarded.
+_BEGUN: Words = (*_ANY, "--learning-rate-peak", "1e-4", "--num-steps", "30")
 
 CHAT_LORA = Cell(
     task=CHAT, features=("lora",), settings=(*_REAL, "--num-steps", "60"), seeds=_SEEDS, least={"win_rate": 0.9}
@@ -28,8 +30,18 @@ REASONING_GRPO = Cell(
         *("--learning-rate-peak", "1e-4", "--num-steps", "60"),
     ),
     seeds=_SEEDS,
-    # The model as it comes answers none of them, and so would never be rewarded.
-    warm_up=(*_ANY, "--learning-rate-peak", "1e-4", "--num-steps", "30"),
+    warm_up=_BEGUN,
     least={},
     least_gain={"exact_match": 0.05},
+)
+REASONING_DPO = Cell(
+    task=REASONING,
+    features=("lora",),
+    recipe="dpo",
+    settings=(*_REAL, "--samples-per-step", "16", "--learning-rate-peak", "1e-4", "--num-steps", "60"),
+    seeds=_SEEDS,
+    warm_up=_BEGUN,
+    least={"reward_margin": 2.0, "win_rate": 0.6},
+    # Most pairs it tells already: the wrong answer is one to another question.
+    least_gain={"exact_match": 0.03},
 )

@@ -2,7 +2,8 @@
 
 Family relations in a few sentences and a question with one word for an answer; short sums and differences. Both can be
 improved in minutes and neither is solved before. The package makes each problem from a seed, and its own judge gives
-the mark. Questions that are held out are never trained on, whatever the seed.
+the mark. Questions that are held out are never trained on, whatever the seed. Where pairs are to teach something, the
+worse answer is the right one of another problem of the kind: of the right form, and wrong.
 """
 
 from functools import cache
@@ -53,12 +54,24 @@ def reasoning_data(seed: int) -> Data:
         prompts=[{"prompt": each.question, "kind": each.kind, "answer": each.answer} for each in training],
         # Where no answer is right there is nothing to reward: a few are shown first.
         warm_up=[each.shown for each in training],
+        pairs=_pairs(training),
+        held_out_pairs=_pairs(held_out),
     )
 
 
 def mark(prompt: Any, completion: str, *, kind: str, answer: str, **others: Any) -> float:
     """What the package's judge gives an answer, from 0 to 1; also the reward of the command line."""
     return float(_judge(kind)(completion.strip(), {"answer": answer}))
+
+
+def _pairs(problems: list[Made]) -> list[Sample]:
+    """To each problem its answer, and the answer of the next one of its kind that the judge does not call right."""
+    pairs = []
+    for at, this in enumerate(problems):
+        following = (each for each in problems[at + 1 :] + problems[:at] if each.kind == this.kind)
+        wrong = next(each.answer for each in following if this.problem.score(each.answer) < 1.0)
+        pairs.append({"prompt": this.question, "chosen": this.answer, "rejected": wrong})
+    return pairs
 
 
 @cache
