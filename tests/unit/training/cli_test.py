@@ -1,5 +1,6 @@
 """What is typed becomes the config that is meant, and what is wrong becomes one line and an exit code."""
 
+import gc
 import os
 import re
 import subprocess
@@ -392,6 +393,21 @@ def test_command_to_go_on_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyP
     assert typed("--resume", "never", "--resume", "must").checkpoint.resume == "must", "the last one counts"
     monkeypatch.setenv("BUILD_WORKING_DIRECTORY", "x")
     assert resume_command(words).startswith("./bazelw run //training -- sft ")
+
+
+def test_what_is_imported_is_no_matter_of_the_garbage_collector_once_training_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(plan: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", interrupted)
+    was_looking, frozen = gc.isenabled(), gc.get_freeze_count()
+    # As imports would, beside what has been imported and frozen before.
+    there: list[list[str]] = [[] for _ in range(1000)]
+    main(LEAST)
+    assert gc.get_freeze_count() >= frozen + len(there)
+    assert gc.isenabled() == was_looking
 
 
 @pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
