@@ -23,8 +23,10 @@ def first_step(words: Sequence[str], directory: Path) -> Cost:
         words: after `python`.
         directory: where it runs.
     """
-    # The packages of this program: under Bazel they are not the interpreter's own.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    # The packages of this program: under Bazel they are not the interpreter's own. And the directory of the words, not
+    # the one where `bazel run` was typed.
+    environment = {name: value for name, value in os.environ.items() if name != "BUILD_WORKING_DIRECTORY"}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *words],
