@@ -163,13 +163,15 @@ def _uncollected() -> Iterator[None]:
     """Looks for no garbage meanwhile, nor later among what is there: of what is imported all stays.
 
     Looking while it is imported is a tenth of the time that takes, and each look at it later is a third of a second.
+    Later runs of one process find it done: what the run before has left, a model perhaps, is not to stay.
     """
     was_looking = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():
+            gc.freeze()
         if was_looking:
             gc.enable()
 
