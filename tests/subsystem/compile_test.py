@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.callback
+import torch._dynamo.utils
 import torch._inductor.compile_fx  # so that forked processes need not spend seconds on it
 import torch._inductor.config
 from torch import Tensor, nn
@@ -175,12 +176,13 @@ def test_it_takes_the_steps_of_layers_that_are_not_compiled_and_goes_on_exactly(
     assert names_of(directory / "out") == names_of(directory / "plain")
 
 
-@torch.no_grad()
-def test_a_pack_as_long_as_a_layer_is_wide_is_like_any_other() -> None:
+def test_a_layer_is_one_piece_before_attention_and_one_behind_for_packs_of_any_length() -> None:
+    """The first is as long as the layer is wide, which is a coincidence and no rule."""
     model: nn.Module = tiny_model()
     compile_layers(model, "tiny")
     for lengths in ([20, 12], [7], [40, 3, 30]):
         logits(model, microbatch(random_examples(lengths)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 def test_a_model_that_does_not_say_what_its_layers_are_is_refused() -> None:

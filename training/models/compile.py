@@ -46,6 +46,8 @@ def compile_layers(model: nn.Module, where: str) -> None:
     torch._inductor.config.fallback_random = True
     # Otherwise a pack as long as a layer is wide is taken for one that always is.
     torch.fx.experimental._config.use_duck_shape = False
+    # Otherwise attention cuts its module and the layer around it, into four pieces to compile instead of two.
+    torch._dynamo.config.nested_graph_breaks = True
     # Otherwise a layer that is compiled anew again and again is silently no longer compiled.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     AttentionInterface.register(DOCUMENTS, torch.compiler.disable(documents_attention))  # type: ignore[no-untyped-call]  # torch gives it no types
