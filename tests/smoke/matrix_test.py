@@ -12,7 +12,20 @@ from tests.smoke.generate import REFRESH, as_json, bzl
 from tests.smoke.goldens import FILE, curves_of, golden_of
 from tests.smoke.goldens import REFRESH as REFRESH_GOLDENS
 from tests.smoke.listed import ACCELERATORS, BZL, listed, names_of
-from tests.smoke.matrix import GOLDEN, TABLES, Cell, Feature, Framework, Matrix, Variant, cell_named, cells, with_row
+from tests.smoke.matrix import (
+    GOLDEN,
+    PACKAGES,
+    TABLES,
+    Cell,
+    Feature,
+    Framework,
+    Matrix,
+    Variant,
+    cell_named,
+    cells,
+    with_row,
+)
+from tools.pypi.lock import LOCKS, names, normalised
 from training.config import CONFIGS, BackendKind
 from training.plan import Machine, Plan
 
@@ -28,6 +41,11 @@ def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() 
     for row in TABLES.variants.values():
         if row.accelerator != "cpu":
             assert list(row.cards) == known[row.accelerator].cards, "cells of other numbers would have no pool"
+
+
+def test_what_cells_of_cards_take_for_granted_is_in_a_lock() -> None:
+    locked = {name for lock in ("cpu", "kernels", "cuda") for name in names(Path(LOCKS[lock].lock).read_text())}
+    assert {normalised(package) for package in PACKAGES} <= locked, "the plan would refuse whatever needs it"
 
 
 def test_every_backend_of_the_config_is_a_framework() -> None:

@@ -28,11 +28,15 @@ def _root():
 
 def _hidden():
     """Keeps a test of the cpu from the cards of the platform that it is built for, with whose torch it would find them."""
+    return _by_accelerator({accelerator: row.hidden for accelerator, row in ACCELERATORS.items()}, {})
+
+def _by_accelerator(values, without):
+    """Of the accelerator with cards whose platform a target is built for, its value; `without` where there is none."""
     return select({
-        "//tools/bazel:" + accelerator: row.hidden
+        "//tools/bazel:" + accelerator: values[accelerator]
         for accelerator, row in ACCELERATORS.items()
         if row.cards
-    } | {"//conditions:default": {}})
+    } | {"//conditions:default": without})
 
 def _refuse(name, problem):
     if problem:
@@ -93,17 +97,20 @@ def _program(name, srcs, data, deps, cards):
 # Of the full depth on the cpu: a part is some hundreds of cells, at most a night for a machine of two cores.
 _PARTS = 8
 
-def py_library(name, srcs = [], deps = [], tags = [], **kwargs):
+def py_library(name, srcs = [], deps = [], card_deps = [], tags = [], **kwargs):
     """A Python library.
 
     Args:
         name: the folder's name, or the module's where a heavy dependency is split off.
         srcs: its modules.
         deps: what they import directly.
+        card_deps: what they find beside that where there are cards, and do without elsewhere.
         tags: from the closed set in accelerators.bzl.
         **kwargs: data, testonly and visibility, as everywhere.
     """
     _refuse(name, tag_error(tags))
+    if card_deps:
+        deps = deps + _by_accelerator({each: card_deps for each in ACCELERATORS}, [])
     _py_library(name = name, srcs = srcs, deps = deps, imports = _root(), tags = tags + ["cpu"], **kwargs)
 
 def py_binary(name, srcs, deps = [], tags = [], **kwargs):

@@ -16,7 +16,7 @@ from tools.lint.tree import Finding, Tree
 IMPLIED = {kind: {"@pypi//pytest:pytest"} for kind in TEST_KINDS}
 
 #: The locks that wheels come from.
-HUBS = ("pypi", "pypi_benchmark", "pypi_harness", "pypi_peers", "pypi_quickstart", "pypi_schemas")
+HUBS = ("pypi", "pypi_benchmark", "pypi_harness", "pypi_kernels", "pypi_peers", "pypi_quickstart", "pypi_schemas")
 
 #: Import name to the wheel's name in labels, where they differ.
 WHEEL_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}

@@ -61,6 +61,11 @@ LOCKS = {
     "quickstart": Lock(
         "training/quickstart/requirements.in", "training/quickstart/requirements_lock.txt", base="requirements_lock.txt"
     ),
+    "kernels": Lock(
+        "training/models/kernels/requirements.in",
+        "training/models/kernels/requirements_lock.txt",
+        base="requirements_lock.txt",
+    ),
     "benchmark": Lock(
         "tests/benchmark/requirements.in", "tests/benchmark/requirements_lock.txt", base="requirements_lock.txt"
     ),

@@ -3,7 +3,8 @@
 The same formulas in Triton, each in one pass over memory, on accelerators alone. Its loss is left out: ours weighs each
 token, and `training.models.head` keeps its memory small.
 
-Not in the lock, as no machine without an accelerator can use it; the plan refuses the setting where it is absent.
+They come from a lock of their own (`training/models/kernels`) to whatever runs on a card. The plan refuses the setting
+where the package is absent.
 """
 
 from torch import nn
@@ -14,6 +15,8 @@ from training.errors import ModelError
 
 def use_liger(model: PreTrainedModel, where: str) -> None:
     """Has the model's layers compute with Liger's kernels, from now on; names of weights stay.
+
+    Liger changes the classes of the architecture, so that models which this process makes later have them too.
 
     Raises:
         ModelError: Liger has none for the architecture; by itself it would change nothing and say nothing.

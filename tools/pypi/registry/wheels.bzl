@@ -7,6 +7,7 @@ _HUBS = {
     "pypi_benchmark": Label("@wheels_pypi_benchmark//:BUILD.bazel"),
     "pypi_cuda": Label("@wheels_pypi_cuda//:BUILD.bazel"),
     "pypi_harness": Label("@wheels_pypi_harness//:BUILD.bazel"),
+    "pypi_kernels": Label("@wheels_pypi_kernels//:BUILD.bazel"),
     "pypi_peers": Label("@wheels_pypi_peers//:BUILD.bazel"),
     "pypi_quickstart": Label("@wheels_pypi_quickstart//:BUILD.bazel"),
     "pypi_schemas": Label("@wheels_pypi_schemas//:BUILD.bazel"),

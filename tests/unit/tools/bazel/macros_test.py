@@ -22,10 +22,13 @@ def fail(message: str) -> None:
 
 
 class Select(dict):
-    """What select() is here: its choices, which a dictionary that it is joined to keeps as they are."""
+    """What select() is here: its choices, which a dictionary or a list that it is joined to keeps as they are."""
 
     def __ror__(self, other: dict[str, Any]) -> dict[str, Any]:
         return {**other, "select": dict(self)}
+
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        return [*other, dict(self)]
 
 
 def loaded(file: str, **names: Any) -> dict[str, Any]:
@@ -159,6 +162,17 @@ def test_a_test_of_the_cpu_sees_no_card_of_the_platform_that_it_is_built_for(mac
         f"//tools/bazel:{accelerator}" for accelerator, row in TABLE["ACCELERATORS"].items() if row.cards
     }
     assert "select" not in targets[1]["env"]
+
+
+def test_a_library_has_what_only_cards_can_use_where_there_are_cards(macros, targets) -> None:
+    liger = ["@pypi_kernels//liger_kernel"]
+    macros("training/models").py_library(name="models", deps=["@pypi//torch"], card_deps=liger)
+    (target,) = targets
+    *everywhere, chosen = target["deps"]
+    assert everywhere == ["@pypi//torch"]
+    assert chosen.pop("//conditions:default") == []
+    assert set(chosen) == {f"//tools/bazel:{name}" for name, row in TABLE["ACCELERATORS"].items() if row.cards}
+    assert all(each == liger for each in chosen.values())
 
 
 def test_declared_cpus_reach_the_scheduler_and_the_runner(macros, targets) -> None:

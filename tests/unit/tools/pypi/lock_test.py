@@ -78,6 +78,11 @@ def test_the_locks_of_accelerators_differ_from_the_cpus_by_torch_and_their_maker
     assert not VENDOR.fullmatch("transformers")
 
 
+def test_the_triton_whose_kernels_are_interpreted_is_the_one_that_compiles_them_for_nvidia() -> None:
+    interpreted, compiling = (blocks(read(LOCKS[name].lock))["triton"] for name in ("kernels", "cuda"))
+    assert interpreted.splitlines()[0] == compiling.splitlines()[0]
+
+
 OLDEST_DRIVERS = {"12": "525", "13": "580"}
 """By the major version of CUDA: docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility."""
 
