@@ -61,6 +61,8 @@ class Machine:
     """Of these, how many on this machine."""
     packages: tuple[str, ...] = ()
     """Python packages that are present of those that only some settings need."""
+    compiles_c: bool = False
+    """True if there are a C compiler and the headers of this Python, with which Triton builds what starts a kernel."""
     compiles_cpp: bool = False
     """True if there are a C++ compiler and the headers of this Python."""
 
@@ -450,6 +452,7 @@ def _model_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
             yield Refusal("model.liger", f"true, with {backend}", "single or ddp", hint)
         if "liger_kernel" not in machine.packages:
             yield _lacks("model.liger", "true", "liger_kernel")
+        yield from _triton_refusals("model.liger", "true", machine)
     yield from _attention_refusals(config, machine)
     if model.compile:
         yield from _compile_refusals(config, machine)
@@ -489,8 +492,8 @@ def _attention_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal
             yield Refusal(name, f"flash, with {model.precision}", "bf16, all it computes in", hint)
         if "flash_attn" not in machine.packages:
             yield _lacks(name, "flash", "flash_attn")
-    if model.attention == "flex" and "triton" not in machine.packages:
-        yield _lacks(name, "flex", "triton")
+    if model.attention == "flex":
+        yield from _triton_refusals(name, "flex", machine)
 
 
 def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
@@ -500,8 +503,8 @@ def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if device == "cpu" and not machine.compiles_cpp:
         hint = "install g++ and Python's development headers, name another compiler in CXX, or leave the setting out"
         yield Refusal(name, "true, without a C++ compiler or Python.h", "both, which layers on the CPU need", hint)
-    if device != "cpu" and "triton" not in machine.packages:
-        yield _lacks(name, "true", "triton")
+    if device != "cpu":
+        yield from _triton_refusals(name, "true", machine)
     if (backend := _backend(config, num_ranks)) == "deepspeed":
         hint = "add --backend fsdp, or leave it out: what DeepSpeed does around each layer would be compiled with it"
         yield Refusal(name, f"true, with {backend}", "single, ddp or fsdp", hint)
@@ -529,6 +532,15 @@ def _compile_refusals(config: SftConfig, machine: Machine) -> Iterator[Refusal]:
     if lora is not None and lora.dropout:
         hint = "leave one of the two out: compiled layers would drop other places than the same run uncompiled"
         yield Refusal(name, f"true, with lora.dropout {lora.dropout:g}", "layers that draw nothing", hint)
+
+
+def _triton_refusals(field: str, value: str, machine: Machine) -> Iterator[Refusal]:
+    """For a setting whose kernels are compiled for the card when they are first needed."""
+    if "triton" not in machine.packages:
+        yield _lacks(field, value, "triton")
+    if not machine.compiles_c:
+        hint = "install gcc and Python's development headers, name another compiler in CC, or leave the setting out"
+        yield Refusal(field, f"{value}, without a C compiler or Python.h", "both, which Triton's kernels need", hint)
 
 
 def _lacks(field: str, value: str, package: str) -> Refusal:

@@ -176,9 +176,9 @@ PACKAGES = ("bitsandbytes", "liger_kernel", "triton")
 TABLES = Tables(
     variants={
         "cpu": Variant("cpu", "cpu", (1, 2, 4), Machine(2, packages=PACKAGES, compiles_cpp=True)),
-        "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
-        "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES)),
-        "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4, packages=PACKAGES)),
+        "nvidia": Variant("gpu-nvidia", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES, compiles_c=True)),
+        "amd": Variant("gpu-amd", "cuda", (1, 4), Machine(16, ("cuda",), 4, packages=PACKAGES, compiles_c=True)),
+        "intel": Variant("gpu-intel", "xpu", (1, 4), Machine(16, ("xpu",), 4, packages=PACKAGES, compiles_c=True)),
     },
     frameworks={
         "single": Framework({"parallel.backend": "single"}),

@@ -39,14 +39,15 @@ def machine() -> Machine:
         num_ranks=world.num_ranks if world else None,
         num_ranks_here=world.num_ranks_here if world else 1,
         packages=tuple(name for name in OPTIONAL_PACKAGES if importlib.util.find_spec(name)),
-        compiles_cpp=_compiles_cpp(),
+        compiles_c=_compiles("CC", "gcc", "clang"),
+        compiles_cpp=_compiles("CXX", "g++"),
     )
 
 
-def _compiles_cpp() -> bool:
-    """Whether torch's compiler would find what it needs for the CPU, where it looks."""
-    headers = Path(sysconfig.get_path("include"))
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and (headers / "Python.h").is_file()
+def _compiles(variable: str, *usual: str) -> bool:
+    """Whether Triton, or torch's compiler, would find a compiler where it looks, and this Python's headers."""
+    names = [os.environ[variable]] if variable in os.environ else usual
+    return any(map(shutil.which, names)) and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 class Single(Alone):

@@ -36,6 +36,7 @@ MACHINE = Machine(
     accelerators=("cuda",),
     num_accelerators=16,
     packages=("bitsandbytes", "flash_attn", "liger_kernel", "triton"),
+    compiles_c=True,
     compiles_cpp=True,
 )
 BASE = SftConfig(ModelConfig("m"), DataConfig("d"), RunConfig("o"))
@@ -625,6 +626,25 @@ def test_compiled_layers_on_the_cpu_need_a_compiler() -> None:
     assert str(answer.as_error()) == (
         "model.compile: true, without a C++ compiler or Python.h; expected both, which layers on the CPU need. hint: "
         "install g++ and Python's development headers, name another compiler in CXX, or leave the setting out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "setting"),
+    [
+        (ModelConfig("m", liger=True), "model.liger: true"),
+        (ModelConfig("m", compile=True), "model.compile: true"),
+        (ModelConfig("m", attention="flex"), "model.attention: flex"),
+    ],
+)
+def test_kernels_that_triton_compiles_need_a_compiler_of_c(changed: ModelConfig, setting: str) -> None:
+    config = replace(BASE, model=changed)
+    assert isinstance(plan(config, replace(MACHINE, compiles_cpp=False)), Plan)
+    answer = plan(config, replace(MACHINE, compiles_c=False))
+    assert isinstance(answer, Refusal)
+    assert str(answer.as_error()) == (
+        f"{setting}, without a C compiler or Python.h; expected both, which Triton's kernels need. hint: install gcc "
+        "and Python's development headers, name another compiler in CC, or leave the setting out"
     )
 
 

@@ -48,14 +48,26 @@ def test_machine_has_the_threads_that_this_process_may_use() -> None:
 
 
 @pytest.mark.parametrize("lacks", ["nothing", "compiler", "headers"])
+@pytest.mark.parametrize(("language", "variable"), [("c", "CC"), ("cpp", "CXX")])
 def test_machine_compiles_where_there_are_a_compiler_and_the_headers_of_this_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str, variable: str, lacks: str
 ) -> None:
-    compiler = tmp_path / "some-c++"
+    compiler = tmp_path / "some-compiler"
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(tmp_path / "no-c++" if lacks == "compiler" else compiler))
+    monkeypatch.setenv(variable, str(tmp_path / "none" if lacks == "compiler" else compiler))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     if lacks != "headers":
         (tmp_path / "Python.h").touch()
-    assert machine().compiles_cpp == (lacks == "nothing")
+    assert getattr(machine(), f"compiles_{language}") == (lacks == "nothing")
+
+
+def test_where_none_is_named_any_that_triton_takes_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    assert not machine().compiles_c
+    (tmp_path / "clang").write_text("#!/bin/sh\n")
+    (tmp_path / "clang").chmod(0o755)
+    assert machine().compiles_c
