@@ -81,7 +81,7 @@ def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
     return [each for each in records_of(Path(made.out)) if isinstance(each, StepRecord)]
 
 
-def test_a_run_with_them_is_the_run_without_up_to_an_export_that_loads_without(tmp_path: Path) -> None:
+def test_a_run_with_them_is_the_run_without_and_its_export_is_verified(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"lora": LoraConfig(rank=4), "exports": ("merged",)}
     plain = trained(tmp_path, "plain", **settings)
     ours = trained(tmp_path, "ours", liger=True, **settings)
