@@ -1,5 +1,6 @@
 """The matrix: nothing is missing from it, one row adds to it, and what is checked in is what it says."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,9 +44,13 @@ def test_every_accelerator_that_bazel_knows_is_a_variant_with_the_same_device() 
             assert list(row.cards) == known[row.accelerator].cards, "cells of other numbers would have no pool"
 
 
-def test_what_cells_of_cards_take_for_granted_is_in_a_lock() -> None:
-    locked = {name for lock in ("cpu", "kernels", "cuda") for name in names(Path(LOCKS[lock].lock).read_text())}
-    assert {normalised(package) for package in PACKAGES} <= locked, "the plan would refuse whatever needs it"
+def test_what_cells_of_cards_take_for_granted_is_in_a_lock_and_comes_with_models_or_torch() -> None:
+    """The plan would refuse whatever needs a package that does not come along."""
+    granted = {normalised(package) for package in PACKAGES}
+    cpu, kernels, cuda = (names(Path(LOCKS[lock].lock).read_text()) for lock in ("cpu", "kernels", "cuda"))
+    assert granted <= cpu | kernels | cuda
+    with_models = re.findall(r'"@pypi\w*//(\w+)"', Path("training/models/BUILD.bazel").read_text())
+    assert granted <= {normalised(name) for name in with_models} | cuda
 
 
 def test_every_backend_of_the_config_is_a_framework() -> None:
