@@ -49,7 +49,7 @@ def _wheel_repository_impl(rctx):
             rctx.path(fetched(rctx, rctx.attr.lock, rctx.attr.package)).dirname,
             site,
             ",".join(rctx.attr.extras),
-        ],
+        ] + [rctx.path(fetched(rctx, rctx.attr.lock, package)).dirname for package in rctx.attr.libraries],
         environment = {"PYTHONPATH": str(packaging)},
         timeout = 1800,
     )
@@ -75,6 +75,7 @@ _wheel_repository = repository_rule(
     attrs = {
         "base": attr.string(doc = "Name of the lock that has `packaging`, which evaluates markers."),
         "extras": attr.string_list(doc = "Extras of this wheel that the lock asks for."),
+        "libraries": attr.string_list(doc = "Normalised names of the packages of the lock whose shared libraries this wheel loads."),
         "left_out": attr.string_list(doc = "Normalised names of requirements to do without."),
         "lock": attr.string(doc = "Name of the lock."),
         "package": attr.string(doc = "Normalised name."),
@@ -174,6 +175,7 @@ def _pypi_impl(mctx):
                     name = "{}__{}".format(accelerator.name, package),
                     base = accelerator.base,
                     extras = extras,
+                    libraries = [each for each in packages if each != package] if package == "torch" else [],
                     lock = accelerator.name,
                     package = package,
                     python = PYTHON,

@@ -36,7 +36,7 @@ class Lock:
 
 VENDOR = re.compile(
     r"torch|triton(-rocm|-xpu)?|pytorch-triton(-rocm|-xpu)?|cuda-(bindings|pathfinder|toolkit)|nvidia-.*|"
-    r"intel-.*|dpcpp-cpp-rt|impi-rt|mkl|onemkl-.*|oneccl(-devel)?|tbb|tcmlib|umf|pyelftools"
+    r"intel-.*|dpcpp-cpp-rt|impi-rt|mkl|onemkl-.*|oneccl(-devel)?|tbb|tcmlib|umf|pyelftools|pyzes"
 )
 """Names of what the lock of an accelerator may hold."""
 

@@ -1,6 +1,6 @@
 """Makes one importable directory of a wheel that rules_python unpacked; prints its requirements as JSON.
 
-Usage: unpack.py FETCHED SITE_PACKAGES EXTRA,EXTRA
+Usage: unpack.py FETCHED SITE_PACKAGES EXTRA,EXTRA [FETCHED...]
 
 Hard links where the file system allows, so torch does not lie on disk twice. Bytecode is compiled here, once, and
 marked as never to be checked against its source: sandboxes cannot write bytecode, and without it an import of the torch
@@ -9,6 +9,8 @@ stack takes three times as long.
 Bazel looks at a source directory's timestamp and no deeper. So the directory gets a fixed one, and a file beside it
 that holds the digest of everything inside: that file is what puts the wheel's content into the key of an action, equal
 on every machine that unpacked the same wheel for the same interpreter.
+
+Further fetched wheels are those whose shared libraries torch loads: see `add_libraries`.
 """
 
 import compileall
@@ -53,12 +55,33 @@ def requirements(distribution: Distribution, extras: list[str]) -> list[str]:
     return sorted(needed - {distribution.name})
 
 
-def main(fetched: pathlib.Path, site: pathlib.Path, extras: list[str]) -> None:
+def add_libraries(site: pathlib.Path, fetched: list[pathlib.Path]) -> None:
+    """Puts what other wheels install into the `lib` of an environment beside the libraries of torch.
+
+    Torch looks for Intel's libraries there, and then in its own `lib`. Here each wheel has a directory of its own, so
+    that torch's is the one where all of them can be found, by torch and by each other.
+
+    Raises:
+        shutil.Error: torch or two of them have a file of the same name.
+    """
+
+    def link_new(source: str, target: str) -> None:
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target}: two wheels bring it. hint: keep one of them out of torch's directory")
+        link(source, target)
+
+    for lib in (other / "data" / "lib" for other in fetched):
+        if lib.is_dir():
+            shutil.copytree(lib, site / "torch" / "lib", copy_function=link_new, dirs_exist_ok=True)
+
+
+def main(fetched: pathlib.Path, site: pathlib.Path, extras: list[str], libraries: list[pathlib.Path]) -> None:
     """Links the files, compiles them and prints the requirements."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(fetched / "site-packages", site, copy_function=link, ignore=ignored, symlinks=True)
     if (fetched / "bin").is_dir():  # Programs, where `pip install --target` puts them and their modules look for them.
         shutil.copytree(fetched / "bin", site / "bin", copy_function=link, dirs_exist_ok=True)
+    add_libraries(site, libraries)
     compileall.compile_dir(
         site, quiet=2, workers=0, stripdir=str(site), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
     )
@@ -69,4 +92,5 @@ def main(fetched: pathlib.Path, site: pathlib.Path, extras: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [extra for extra in sys.argv[3].split(",") if extra])
+    first, second, *others = (pathlib.Path(path) for path in [*sys.argv[1:3], *sys.argv[4:]])
+    main(first, second, [extra for extra in sys.argv[3].split(",") if extra], others)

@@ -27,8 +27,8 @@ RESOLVED = [lock for name, lock in LOCKS.items() if read(lock.lock) != unresolve
 """All but those whose one line says that nobody could reach their index yet."""
 
 
-def test_only_locks_of_makers_with_an_index_of_their_own_may_be_unresolved() -> None:
-    assert {name for name, lock in LOCKS.items() if lock not in RESOLVED} <= {"rocm", "xpu"}
+def test_only_the_lock_whose_torch_is_out_of_reach_may_be_unresolved() -> None:
+    assert {name for name, lock in LOCKS.items() if lock not in RESOLVED} <= {"rocm"}
 
 
 def test_a_lock_names_the_requirements_it_was_resolved_from() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from importlib.metadata import Distribution
@@ -33,9 +34,13 @@ def fetched(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def unpacked(
-    fetched: pathlib.Path, target: pathlib.Path, capsys: pytest.CaptureFixture[str], extras: list[str]
+    fetched: pathlib.Path,
+    target: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    extras: list[str],
+    libraries: list[pathlib.Path] | None = None,
 ) -> list[str]:
-    unpack.main(fetched, target / "site-packages", extras)
+    unpack.main(fetched, target / "site-packages", extras, libraries or [])
     return json.loads(capsys.readouterr().out)
 
 
@@ -101,3 +106,36 @@ def test_a_wheel_in_this_very_test_has_the_digest_that_keys_it() -> None:
     )
     assert unpack.digest(site) == site.with_name("CONTENT").read_text().strip()
     assert Distribution.at(next(site.glob("*.dist-info"))).name == "packaging"
+
+
+@pytest.fixture
+def torch_and_others(tmp_path: pathlib.Path) -> list[pathlib.Path]:
+    """As rules_python leaves them: torch with a library of its own, and three wheels of which two install some."""
+    files = {
+        "torch/site-packages/torch/lib/libtorch.so": "torch's",
+        "torch/site-packages/torch-2.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.0\n",
+        "sycl/data/lib/libsycl.so.9": "sycl's",
+        "sycl/data/share/doc": "of no use here",
+        "mpi/data/lib/mpi/hooks.so": "mpi's",
+        "zes/site-packages/zes.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return [tmp_path / name for name in ("torch", "sycl", "mpi", "zes")]
+
+
+def test_libraries_that_an_environment_would_share_lie_beside_torchs(torch_and_others, tmp_path, capsys) -> None:
+    first, *others = torch_and_others
+    unpacked(first, tmp_path / "new", capsys, [], others)
+    lib = tmp_path / "new" / "site-packages" / "torch" / "lib"
+    found = {str(path.relative_to(lib)): path.read_text() for path in lib.rglob("*") if path.is_file()}
+    assert found == {"libtorch.so": "torch's", "libsycl.so.9": "sycl's", "mpi/hooks.so": "mpi's"}
+    assert (lib / "libsycl.so.9").samefile(others[0] / "data" / "lib" / "libsycl.so.9")
+
+
+def test_a_library_that_is_there_already_is_not_taken_for_another(torch_and_others, tmp_path, capsys) -> None:
+    first, *others = torch_and_others
+    (others[1] / "data" / "lib" / "libtorch.so").write_text("another")
+    with pytest.raises(shutil.Error, match=r"libtorch\.so: two wheels bring it"):
+        unpacked(first, tmp_path / "new", capsys, [], others)
