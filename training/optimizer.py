@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from training.config import OptimizerKind
+from training.imports import import_lean
 
 Group = dict[str, Any]
 
@@ -70,6 +71,7 @@ def _adamw_8bit(
     model: nn.Module, *, weight_decay: float, betas: tuple[float, float], epsilon: float
 ) -> torch.optim.Optimizer:
     # Imported by those who want it: it takes a second, and looks for accelerators.
+    import_lean("bitsandbytes")
     from bitsandbytes.optim import AdamW8bit
 
     trained = _trained(model)

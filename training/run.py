@@ -37,6 +37,7 @@ from training.checkpoint.state import (
 from training.data.batch import Batch, with_columns
 from training.data.loader import Loader
 from training.errors import ConfigError
+from training.imports import import_lean
 from training.loop import Heard, Patience, StopRequest, run
 from training.metrics.progress import ProgressLine
 from training.metrics.records import CheckpointRecord, Records, StepRecord, ValidationRecord, read_records
@@ -77,9 +78,9 @@ def train(plan: Plan, recipe: Recipe) -> RunSummary:
         return _rank(plan, recipe, world)
     # What every rank would spend seconds on is imported once, before they fork.
     if plan.lora:
-        import peft  # noqa: F401 - for the ranks
+        import_lean("peft")
     if plan.quantization != "none":
-        import bitsandbytes  # noqa: F401 - for the ranks
+        import_lean("bitsandbytes")
     if plan.backend == "fsdp":
         import training.parallel.fsdp  # noqa: F401 - for the ranks
     if plan.backend == "deepspeed" and plan.device == "cpu":

@@ -26,6 +26,7 @@ from tests.smoke.session import SECONDS_MAX, Session, run_session
 from tests.smoke.verdict import Phase, verdict
 from tests.support.chats import write_jsonl
 from training.config import RunConfig
+from training.imports import import_lean
 from training.models.tiny import save_tiny
 
 NUM_SAMPLES = 36
@@ -69,9 +70,9 @@ def preload(cell: Cell) -> None:
     import training.recipes  # noqa: F401 - for the sessions
 
     if cell.config.lora:
-        import peft  # noqa: F401 - for the sessions
+        import_lean("peft")
     if cell.config.model.quantization != "none" or cell.config.optimizer.kind == "adamw_8bit":
-        import bitsandbytes  # noqa: F401 - for the sessions
+        import_lean("bitsandbytes")
     module, _, function = cell.tables.frameworks[cell.framework].preload.partition(":")
     # What is told of a device looks at it, and then cannot be forked.
     if module and (cell.variant == "cpu" or not function):

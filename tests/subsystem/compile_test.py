@@ -17,7 +17,7 @@ import torch._dynamo.utils
 import torch._inductor.compile_fx  # so that forked processes need not spend seconds on it
 import torch._inductor.config
 from torch import Tensor, nn
-from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import training.parallel.fsdp  # noqa: F401 - so that forked ranks need not spend seconds on it
@@ -40,8 +40,13 @@ from training.step import train_step
 # Layers meet packs of other lengths with other numbers of documents at every step of these runs.
 torch._dynamo.config.error_on_recompile = True
 torch._inductor.config.compile_threads = 1
-# Which instructions this processor has, for which a program is built for each and loaded by a Python of its own.
-valid_vec_isa_list()
+# Which instructions this processor has: torch builds a program for each kind, and has a Python of its own load it. What
+# is compiled uses the first kind, so that nobody need ask for the others.
+for instructions in list(supported_vec_isa_list):
+    supported_vec_isa_list[:] = [instructions]
+    valid_vec_isa_list.cache_clear()
+    if valid_vec_isa_list():
+        break
 
 TRAINING_ALONE = {"validation_fraction": 0.0, "validation_steps_between": None}
 """Evaluation is compiled by itself, once, which takes as long again."""

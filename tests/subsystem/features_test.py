@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes  # noqa: F401 - so that forked ranks need not spend seconds on it
-import peft  # noqa: F401 - the same
 import pytest
 
-import training.parallel.fsdp  # noqa: F401 - the same
+import training.parallel.fsdp  # noqa: F401 - so that forked processes need not spend seconds on it
 from tests.subsystem.processes import forked, records_of
 from tests.support.chats import chat, sums, write_jsonl
 from tests.support.tolerances import RANKS_FP32_RELATIVE
 from training.config import DataConfig, LoraConfig, ModelConfig, ParallelConfig, RunConfig, SftConfig
+from training.imports import import_lean
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -25,6 +24,7 @@ from training.plan import Machine, Plan, plan
 from training.recipes import train
 
 preload("cpu")
+import_lean("peft")  # Here for the same reason.
 NUM_STEPS = 3
 
 

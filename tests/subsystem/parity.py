@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import peft  # noqa: F401 - so that forked ranks need not spend seconds on it
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from training.algorithms.sft import Sft
 from training.config import LoraConfig, OptimizerKind, Precision
 from training.data.batch import Batch
 from training.data.loader import Loader
+from training.imports import import_lean
 from training.metrics.records import StepRecord
 from training.models.lora import add_adapter
 from training.models.tiny import Architecture, tiny_model
@@ -57,6 +57,7 @@ EPSILON = 1e-4
 LEARNING_RATE = 1e-3
 Bug = Literal["", "mean per rank", "each microbatch is the last", "a step with each microbatch"]
 preload("cpu")
+import_lean("peft")  # Here, so that forked processes need not spend seconds on it.
 
 
 @dataclass(frozen=True)

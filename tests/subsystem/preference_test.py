@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # here, so that forked processes need not spend seconds on it
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import training.parallel.fsdp  # noqa: F401 - the same
+import training.parallel.fsdp  # noqa: F401 - so that forked processes need not spend seconds on it
 from tests.subsystem.processes import forked, records_of, tensors_of, typed
 from tests.support.chats import write_jsonl
 from tests.support.tolerances import LOGPROB_FP32, RANKS_FP32_RELATIVE
@@ -32,6 +31,7 @@ from training.config import (
     RunConfig,
 )
 from training.errors import ModelError
+from training.imports import import_lean
 from training.metrics.records import Record, StepRecord, ValidationRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -44,6 +44,7 @@ from training.schedule import Schedule
 NUM_STEPS = 6
 LORA = LoraConfig(rank=2, dropout=0.25)
 preload("cpu")
+import_lean("peft")  # Here for the same reason.
 
 PLACES: dict[str, dict[str, Any]] = {
     "ddp x2": {"backend": "ddp"},
@@ -329,8 +330,10 @@ def test_a_reward_model_under_an_adapter_learns_alike_everywhere_and_goes_on_exa
     merged = str(Path(alone.out) / "merged")
     said = [each.total for each in score([Reward("judge", RewardModel(merged), 1.0)], answered, stops_at_error=True)]
     tokenizer = AutoTokenizer.from_pretrained(merged)
+    from peft import AutoPeftModelForSequenceClassification  # Not before it was imported without a compiler.
+
     for out in (alone.out, cut.out):
-        model = peft.AutoPeftModelForSequenceClassification.from_pretrained(f"{out}/adapter", num_labels=1).eval()
+        model = AutoPeftModelForSequenceClassification.from_pretrained(f"{out}/adapter", num_labels=1).eval()
         for each, verdict in zip(answered, said, strict=True):
             messages = [{"role": "user", "content": each.prompt}, {"role": "assistant", "content": each.completion}]
             ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - so that forked processes need not spend seconds on it
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import training.parallel.fsdp  # noqa: F401 - the same
+import training.parallel.fsdp  # noqa: F401 - so that forked processes need not spend seconds on it
 from tests.subsystem.processes import records_of, tensors_of
 from tests.support.chats import chat, sums, write_jsonl
 from training import run
@@ -23,6 +22,7 @@ from training.checkpoint.manifest import POINTER, file_of_rank
 from training.checkpoint.state import capture
 from training.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, ScheduleConfig, SftConfig
 from training.data.batch import Batch
+from training.imports import import_lean
 from training.metrics.records import StepRecord
 from training.models.tiny import save_tiny
 from training.parallel.deepspeed import preload
@@ -32,6 +32,7 @@ from training.step import train_step
 
 NUM_STEPS, STOP = 8, 4
 preload("cpu")
+import_lean("peft")  # Here for the same reason.
 
 PLACES = {
     "one process": {"backend": "single", "num_ranks": 1},

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - so that forked processes need not spend seconds on it
 import pytest
 import torch
 
@@ -21,9 +20,12 @@ from training.checkpoint.save import save
 from training.checkpoint.state import restore
 from training.config import DataConfig, LoraConfig, ModelConfig, RunConfig, ScheduleConfig, SftConfig
 from training.errors import CheckpointCorrupt
+from training.imports import import_lean
 from training.models.tiny import save_tiny
 from training.plan import Machine, Plan, plan
 from training.recipes import train
+
+import_lean("peft")  # Here, so that forked processes need not spend seconds on it.
 
 NUM_STEPS = 20
 KINDS: dict[str, dict[str, Any]] = {

@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401 - so that forked processes need not spend seconds on it
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import training.parallel.fsdp  # noqa: F401 - the same
+import training.parallel.fsdp  # noqa: F401 - so that forked processes need not spend seconds on it
 from tests.subsystem.processes import records_of, tensors_of
 from tests.support.chats import write_jsonl
 from tests.support.completion_server import serving
@@ -38,6 +37,7 @@ from training.config import (
 )
 from training.data.prompts import render_reply
 from training.errors import ConfigError, EngineError, ModelError, RewardError, SampleError
+from training.imports import import_lean
 from training.metrics.records import StepRecord
 from training.models import forward
 from training.models.attention import DocumentStarts
@@ -48,6 +48,7 @@ from training.recipes import train
 from training.rollout.generate import Completion, generate
 
 preload("cpu")
+import_lean("peft")  # Here for the same reason.
 
 REWARD = """
 def share(prompt, completion, *, of, **others):

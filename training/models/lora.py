@@ -18,6 +18,7 @@ from torch import nn
 
 from training.config import LoraConfig
 from training.errors import ModelError
+from training.imports import import_lean
 from training.models.forward import value_head
 from training.models.quantize import dequantized, is_quantized
 
@@ -43,6 +44,7 @@ def add_adapter(model: "PreTrainedModel", config: LoraConfig) -> "PeftModel":
     Raises:
         ModelError: a target layer is not in the model, cannot be adapted in this way, or is left out by all-linear.
     """
+    import_lean("peft")
     import peft
 
     targets = list(config.target_modules)
@@ -157,6 +159,7 @@ def load_adapter(base: "PreTrainedModel", directory: str | Path) -> "PeftModel":
     Raises:
         ModelError: the directory holds no adapter, or one of another model.
     """
+    import_lean("peft")
     import peft
 
     try:

@@ -22,6 +22,7 @@ from torch.library import Library, get_kernel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from training.config import Precision
+from training.imports import import_lean
 from training.models.forward import value_head
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _take_scales_by_block() -> Library:
     bitsandbytes has for CPUs with AVX-512 (0.50) counts them in each row anew: with rows of 32, as in a tiny model,
     most weights get another block's scale, and nobody is told. With rows of the block's length it does right.
     """
-    import bitsandbytes  # noqa: F401 - registers the kernel
+    import_lean("bitsandbytes")  # It registers the kernel.
 
     name = "bitsandbytes::dequantize_4bit"
     kernel = get_kernel(name, "CPU")

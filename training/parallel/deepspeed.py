@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from training.config import Precision
+from training.imports import import_lean
 from training.parallel.ddp import BYTES_PER_BUCKET, Ddp
 from training.parallel.first import on_first
 from training.parallel.shards import Run, cut
@@ -272,11 +273,10 @@ class ZeroOptimizer(torch.optim.Optimizer):
 def preload(device_type: str) -> None:
     """Imports DeepSpeed, which takes a second or more, so that ranks forked from this process need not.
 
-    With what each of its engines imports once it is made: a third of a second, mostly of torch's compiler.
+    With what each of its engines imports once it is made.
     """
     with _quiet(device_type):
-        import deepspeed.module_inject.auto_ep_layer
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported so that forked ranks find it loaded
+        import deepspeed.module_inject.auto_ep_layer  # noqa: F401 - imported so that forked ranks find it loaded
 
 
 @contextmanager
@@ -287,6 +287,8 @@ def _quiet(device_type: str) -> Iterator[Any]:
     with redirect_stdout(sys.stderr):
         import deepspeed
 
+        # Each of its engines imports this, which is not used here and would be compiled.
+        import_lean("deepspeed.runtime.zero.muon.muon_optimizer")
         logger = logging.getLogger("DeepSpeed")
         logger.setLevel(logging.ERROR)
         # Its own handler writes to stdout.
