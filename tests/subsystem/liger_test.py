@@ -23,6 +23,7 @@ from training.errors import ModelError
 from training.metrics.records import StepRecord
 from training.models.forward import logits
 from training.models.liger import use_liger
+from training.models.load import load_model
 from training.models.tiny import Architecture, tiny_model
 from training.recipes import train
 
@@ -81,7 +82,8 @@ def trained(directory: Path, name: str, **changed: Any) -> list[StepRecord]:
     return [each for each in records_of(Path(made.out)) if isinstance(each, StepRecord)]
 
 
-def test_a_run_with_them_is_the_run_without_and_its_export_is_verified(tmp_path: Path) -> None:
+def test_a_run_with_them_is_the_run_without_and_who_has_none_can_load_its_export(tmp_path: Path) -> None:
+    """The run verifies what it exports, and this process, which has no kernels, reads it."""
     settings: dict[str, Any] = {"lora": LoraConfig(rank=4), "exports": ("merged",)}
     plain = trained(tmp_path, "plain", **settings)
     ours = trained(tmp_path, "ours", liger=True, **settings)
@@ -92,6 +94,9 @@ def test_a_run_with_them_is_the_run_without_and_its_export_is_verified(tmp_path:
     assert [each.gradient_norm for each in ours] != [each.gradient_norm for each in plain], (
         "other kernels round otherwise"
     )
+    batch = microbatch(random_examples([20, 12, 7]))
+    got, expected = (logits(load_model(str(tmp_path / name / "merged")).model, batch) for name in ("ours", "plain"))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_architecture_without_any_is_refused() -> None:
