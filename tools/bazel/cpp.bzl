@@ -29,8 +29,9 @@ def _cpp_repository_impl(rctx):
 _cpp_repository = repository_rule(
     implementation = _cpp_repository_impl,
     attrs = {"python": attr.label(doc = "Interpreter whose headers are asked for.")},
-    doc = "Looks for g++ and Python's headers.",
+    doc = "Looks for g++ and Python's headers, again whenever a Bazel server starts: it may have come since.",
     environ = ["PATH"],
+    local = True,
 )
 
 def _cpp_impl(_mctx):

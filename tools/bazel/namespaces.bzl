@@ -27,8 +27,9 @@ def _namespaces_repository_impl(rctx):
 
 _namespaces_repository = repository_rule(
     implementation = _namespaces_repository_impl,
-    doc = "Tries to make one.",
+    doc = "Tries to make one, again whenever a Bazel server starts: it may have come since.",
     environ = ["PATH"],
+    local = True,
 )
 
 def _namespaces_impl(_mctx):

@@ -33,8 +33,9 @@ def _chromium_repository_impl(rctx):
 
 _chromium_repository = repository_rule(
     implementation = _chromium_repository_impl,
-    doc = "Looks for a Chromium on PATH.",
+    doc = "Looks for a Chromium on PATH, again whenever a Bazel server starts: it may have come since.",
     environ = ["PATH"],
+    local = True,
 )
 
 def _chromium_impl(_mctx):
