@@ -9,8 +9,8 @@ matrix, and each call of a workflow that others call. A test that no lane runs i
 
 Routes are read from the actions that Bazel would send (`aquery`), under --config=remote alone and with each
 accelerator: a test goes to the pool whose machines have the cards that it will look for, and what builds it goes to the
-cpu's. Where the wheels of an accelerator are not resolved yet, those of its tests are looked at that need none. No farm
-is asked: where a worker really was is what `//tools/pools:routes` says.
+cpu's. Where the wheels of an accelerator are not resolved yet, those of its tests are looked at that need none; where
+they are, Bazel fetches them to know. No farm is asked: where a worker really was is what `//tools/pools:routes` says.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from tools.pools.table import TABLE
 WORKFLOWS = ".github/workflows"
 CI = ".ci/run"
 CPU = "cpu"
+ROUTE = "Route"
+"""The one action that is for cards and no test: `//tools/pools:routes.gpu-amd` shows the way to that pool."""
 PYTEST = "pypi//pytest:pytest"
 """How the label of the one wheel ends that every test has."""
 UNRESOLVED = "# Not resolved yet"
@@ -235,6 +237,10 @@ def astray(
             expected = pool_for(targets[label], names)
             if pool != expected:
                 problems.append(f"{label}: its test would go to {pool}; expected {expected}")
+        elif action["mnemonic"] == ROUTE:
+            shown = label.rpartition(".")[2]
+            if shown in names["pools"]() and pool != shown:
+                problems.append(f"{label}: would show the way to {pool}; expected {shown}, as it is called")
         elif pool != CPU:
             problems.append(f"{label}: {action['mnemonic']} would go to {pool}; expected {CPU}, where things are built")
     for label, each in targets.items():
@@ -264,11 +270,15 @@ def pool_for(target: Target, names: Mapping[str, Any]) -> str:
     return next((tag.removeprefix("route:") for tag in target.tags if tag.startswith("route:")), pool)
 
 
+class BazelError(SystemExit):
+    """Bazel could not say what was asked; ends the program where nobody takes it."""
+
+
 def _bazel(*words: str, root: Path) -> str:
     quiet = ("--noshow_progress", "--ui_event_filters=-info,-warning,-error")
     done = subprocess.run(("./bazelw", *words, *quiet), cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"./bazelw {' '.join(words)} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+        raise BazelError(f"./bazelw {' '.join(words)} failed ({done.returncode})\n{done.stderr[-3000:]}".rstrip())
     return done.stdout
 
 
@@ -314,9 +324,12 @@ def main(arguments: list[str]) -> int:
                 continue
         lean = ("--output=jsonproto", "--noinclude_artifacts", "--noinclude_commandline", "--remote_executor=")
         # What is manual is a lane's too.
-        aquery = json.loads(
-            _bazel("aquery", universe, "--build_manual_tests", "--config=remote", *config, *lean, root=root)
-        )
+        try:
+            told = _bazel("aquery", universe, "--build_manual_tests", "--config=remote", *config, *lean, root=root)
+        except BazelError as error:
+            problems += _said(accelerator, [f"{error}; expected its actions. hint: its wheels must be in reach"], "")
+            continue
+        aquery = json.loads(told)
         num_actions = len(aquery.get("actions", []))
         fine = f"{num_actions} actions with {' '.join(['--config=remote', *config])}, each to its pool{beside}"
         problems += _said(accelerator, astray(looked_at, aquery, accelerator, names), fine)

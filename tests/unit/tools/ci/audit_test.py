@@ -193,6 +193,13 @@ def test_what_is_manual_goes_astray_like_anything_else() -> None:
             ("//training:step", "PyTemplate", "gpu-amd"),
             ["//training:step: PyTemplate would go to gpu-amd; expected cpu, where things are built"],
         ),
+        (3, ("//tools/pools:routes.gpu-amd-x4", "Route", "gpu-amd-x4"), []),
+        (3, ("//tools/pools:routes.nowhere", "Route", "nowhere"), []),
+        (
+            3,
+            ("//tools/pools:routes.gpu-amd", "Route", "gpu-amd-x4"),
+            ["//tools/pools:routes.gpu-amd: would show the way to gpu-amd-x4; expected gpu-amd, as it is called"],
+        ),
     ],
 )
 def test_an_action_that_would_go_astray_is_named(
