@@ -17,7 +17,7 @@ def import_lean(name: str) -> None:
         name: of the module. One that is there already is left as it is.
     """
     compiled: Any = torch.compile
-    torch.compile = _as_written  # type: ignore[assignment]  # for as long as it takes
+    torch.compile = _as_written  # type: ignore[assignment]  # another signature, and put back below
     try:
         importlib.import_module(name)
     finally:
